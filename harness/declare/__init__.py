@@ -1,0 +1,1 @@
+"""What an author writes: cards (data) and suites (short functions)."""

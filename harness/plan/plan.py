@@ -1,0 +1,134 @@
+"""The plan: card x profile x machine -> cells, each kept or skipped with a reason."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.declare.card import Experiment, Profile
+from harness.declare.catalog import Catalog, Entry, Selector
+from harness.declare.tuned import load_tuned
+from harness.errors import LitmusError, did_you_mean
+from harness.plan.cell import Cell
+from harness.plan.code import code_hash
+from harness.plan.machine import Machine
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A cell that will not run, and why."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells to run, in order, and those that will not run."""
+
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skip, ...]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: selectors, profile, device kinds or ids, and seeds (None: the card's)."""
+
+    selectors: tuple[str, ...] = ()
+    profile: Profile = "small"
+    devices: tuple[str, ...] = ("auto",)
+    seeds: int | None = None
+
+
+def make_plan(root: Path, request: Request, machine: Machine) -> Plan:
+    """Plan ``request`` for ``machine``. Raises LitmusError where a selector or device names nothing."""
+    kept: list[Cell] = []
+    skipped: list[Skip] = []
+    devices = _devices(request, machine)
+    for entry, selectors in Catalog(root).select(request.selectors):
+        for cell, reason in _suite_cells(root, entry, selectors, request, devices):
+            reason = reason or _unfit(cell, machine)
+            if reason:
+                skipped.append(Skip(cell, reason))
+            else:
+                kept.append(cell)
+    if not kept and not skipped:
+        raise LitmusError("the selection holds no cell", value=", ".join(request.selectors), key="selector",
+                          expected="a point that the experiment has in this profile",
+                          next_step="see the points with: litmus run SELECTOR --dry-run")
+    return Plan(tuple(kept), tuple(skipped))
+
+
+def _devices(request: Request, machine: Machine) -> list[str]:
+    known = [device.id for device in machine.devices]
+    if request.devices == ("auto",):
+        return known
+    chosen = []
+    for name in request.devices:
+        matching = [item for item in known if item == name or item.split(":")[0] == name]
+        if not matching and name.split(":")[0] not in ("cpu", "cuda"):
+            raise LitmusError("no such device", key="--device", value=name, expected=did_you_mean(name, known))
+        chosen += matching or [name]
+    return chosen
+
+
+def _suite_cells(
+    root: Path, entry: Entry, selectors: Sequence[Selector], request: Request, devices: Sequence[str]
+) -> Iterator[tuple[Cell, str | None]]:
+    code = code_hash(root, entry.folder)
+    tuned = load_tuned(entry.folder / "tuned.yaml")
+    for name, declared in entry.card.experiments.items():
+        taking = [selector for selector in selectors if selector.takes_experiment(name)]
+        if not taking:
+            continue
+        experiment = declared.in_profile(request.profile)
+        reason = None if experiment else f"profile {request.profile} does not run this experiment"
+        experiment = experiment or declared
+        if reason is None and declared.tune is not None:
+            missing = [arm for arm in declared.tune.grid if tuned.values(name, arm) is None]
+            if missing:
+                reason = f"not tuned: run 'litmus tune {entry.slug}:{name}' (arms {', '.join(missing)})"
+        for device in _devices_of(experiment, devices):
+            for point, seed in _points(experiment, request):
+                if not any(_takes_point(selector, point) for selector in taking):
+                    continue
+                yield Cell(
+                    suite=entry.name, experiment=name, kind=experiment.kind, point=point, seed=seed, device=device,
+                    profile=request.profile, arms=tuple(experiment.arms), card_version=entry.card.version, code=code,
+                    tuned={arm: dict(tuned.values(name, arm) or {}) for arm in experiment.arms}
+                    if declared.tune else {},
+                    measure=experiment.measure, timeout_s=experiment.timeout_s, memory_gib=experiment.memory_gib,
+                ), reason
+
+
+def _devices_of(experiment: Experiment, devices: Sequence[str]) -> list[str]:
+    return [device for device in devices if device.split(":")[0] in experiment.devices]
+
+
+def _points(experiment: Experiment, request: Request) -> Iterator[tuple[dict[str, Any], int]]:
+    seeds = experiment.seeds if experiment.kind == "speed" else request.seeds or experiment.seeds
+    # Seeds vary slowest, so that a run cut short has every point once before any point twice.
+    for seed in range(seeds):
+        for values in itertools.product(*experiment.axes.values()):
+            yield dict(zip(experiment.axes, values, strict=True)), seed
+
+
+def _takes_point(selector: Selector, point: dict[str, Any]) -> bool:
+    return all(point.get(axis) == value for axis, value in selector.point)
+
+
+def _unfit(cell: Cell, machine: Machine) -> str | None:
+    if cell.device not in [device.id for device in machine.devices]:
+        return f"no device {cell.device} on this machine"
+    if cell.memory_gib * 2**30 > 0.9 * machine.memory_bytes:
+        return f"needs {cell.memory_gib:g} GiB, the machine has {machine.memory_bytes / 2**30:.0f} GiB"
+    threads = cell.point.get("threads")
+    if isinstance(threads, int) and threads > machine.cores:
+        return f"needs {threads} threads, the machine has {machine.cores} cores"
+    return None

@@ -1,0 +1,1 @@
+"""Offline data sets, tiny models and the one training loop. Equal seeds give bit-equal numbers on one machine."""
