@@ -1,0 +1,260 @@
+"""A run's folder: ``run.json``, ``records.parquet``, ``verdicts.json``, and how runs are found below ``results/``.
+
+Names of runs and machines are the folders' names, never what a file says. pandas and pyarrow are imported only when
+records are read or written.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
+
+from harness.errors import LitmusError, did_you_mean
+from harness.records.files import read_json_object, write_json
+from harness.records.record import SCHEMA_VERSION
+from harness.records.table import COLUMNS, DEFAULT_COLUMNS, RECORDS_FILE, load_records, write_records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_FILE = "run.json"
+VERDICTS_FILE = "verdicts.json"
+RESULTS = "results"
+Verdict = Literal["supported", "refuted", "inconclusive", "not run"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+
+_RUN_LIMIT_BYTES = 8 * 2**20
+_VERDICTS_LIMIT_BYTES = 64 * 2**20
+_RUN_AGAIN = "remove the folder, or make the run again with: litmus run"
+
+
+class CardState(TypedDict):
+    """Which card and code a suite's records come from."""
+
+    version: int
+    code: str
+
+
+class RunInfo(BaseModel):
+    """``run.json``: what was asked, on which machine, with which software, and how it went.
+
+    Times are seconds since the epoch; ``finished_at`` is None while the run goes on. ``counts`` maps status to records.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    started_at: float
+    finished_at: float | None = None
+    profile: str
+    selectors: list[str] = Field(default_factory=list)
+    command: str = ""
+    litmus: str
+    commit: str | None = None
+    dirty: bool = False
+    machine: dict[str, Any] = Field(default_factory=dict)
+    software: dict[str, str] = Field(default_factory=dict)
+    volatile: dict[str, Any] = Field(default_factory=dict)
+    ceilings: dict[str, Any] = Field(default_factory=dict)
+    canary: dict[str, Any] | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    cards: dict[str, CardState] = Field(default_factory=dict)
+    tuning: dict[str, Any] = Field(default_factory=dict)
+
+    def constants(self) -> dict[str, float]:
+        """The machine's constants that conditions may mention (l1, l2, llc, memory in bytes; cores)."""
+        known = {**(self.machine.get("caches") or {}), "cores": self.machine.get("cores"),
+                 "memory": self.machine.get("memory_bytes")}
+        return {name: value for name, value in known.items() if isinstance(value, int | float)}
+
+
+def write_run_info(folder: Path, info: RunInfo) -> Path:
+    """Write ``run.json``, replacing the old one in one step; non-finite numbers become null."""
+    return write_json(Path(folder) / RUN_FILE, finite(info.model_dump()))
+
+
+def read_run_info(folder: Path) -> RunInfo:
+    """Read ``run.json``; ``run`` is the folder's name whatever the file says. Raises LitmusError on anything else."""
+    path = Path(folder) / RUN_FILE
+    data = read_json_object(path, _RUN_LIMIT_BYTES, _RUN_AGAIN)
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise LitmusError("the run is of a newer schema", where=path, key="schema_version", value=version,
+                          expected=f"at most {SCHEMA_VERSION}", next_step="update Litmus")
+    try:
+        return RunInfo.model_validate({**data, "run": Path(folder).resolve().name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LitmusError("run.json is not valid", where=path, key=".".join(map(str, first["loc"])),
+                          expected=first["msg"], next_step=_RUN_AGAIN) from error
+
+
+def write_verdicts(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
+    """Write ``verdicts.json`` in one step; strict JSON, so an unbounded or undefined number is null."""
+    rows = [finite(dict(verdict)) for verdict in verdicts]
+    return write_json(Path(folder) / VERDICTS_FILE, {"schema_version": SCHEMA_VERSION, "verdicts": rows})
+
+
+def read_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """The verdicts of a run, [] where none were judged yet. Raises LitmusError for a file that is something else."""
+    path = Path(folder) / VERDICTS_FILE
+    if not path.exists():
+        return []
+    step = "judge the run again with: litmus verdicts " + Path(folder).name
+    rows = read_json_object(path, _VERDICTS_LIMIT_BYTES, step).get("verdicts")
+    if not isinstance(rows, list) or not all(_is_verdict(row) for row in rows):
+        raise LitmusError("verdicts.json is not valid", where=path, key="verdicts", next_step=step,
+                          expected="a list of verdicts with suite, claim, verdict, reason and parts")
+    return rows
+
+
+def _is_verdict(row: Any) -> bool:
+    texts = ("suite", "claim", "verdict", "reason")
+    return (isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)
+            and row["verdict"] in VERDICTS and isinstance(row.get("parts"), list))
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every float that JSON does not have replaced by None, inside lists and dicts too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(name): finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class Run:
+    """One run's folder. Files are read when asked for; ``id`` and ``machine`` are the names of the folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.id = self.folder.resolve().name
+        self.machine = self.folder.resolve().parent.name
+
+    @cached_property
+    def info(self) -> RunInfo:
+        """``run.json``. Raises LitmusError, see :func:`read_run_info`."""
+        return read_run_info(self.folder)
+
+    def records(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The records, see :func:`load_records`."""
+        return load_records(self.folder, columns)
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """The verdicts, [] where none were judged yet."""
+        return read_verdicts(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+def find_runs(root: Path) -> list[Run]:
+    """The readable runs in ``root/results/<machine>/<run>/``, newest first. Links that lead out are not followed."""
+    return [run for run, refusal in _scan(root) if refusal is None]
+
+
+def refused_runs(root: Path) -> list[LitmusError]:
+    """Why folders that hold a ``run.json`` are not among :func:`find_runs`."""
+    return [refusal for _, refusal in _scan(root) if refusal is not None]
+
+
+def _scan(root: Path) -> list[tuple[Run, LitmusError | None]]:
+    found: list[tuple[Run, LitmusError | None]] = []
+    for folder in _run_folders(Path(root) / RESULTS):
+        run, refusal = Run(folder), None
+        try:
+            _ = run.info
+        except LitmusError as error:
+            refusal = error
+        found.append((run, refusal))
+    return sorted(found, key=_age)
+
+
+def _age(item: tuple[Run, LitmusError | None]) -> tuple[float, str]:
+    run, refusal = item
+    return (-run.info.started_at if refusal is None else math.inf, run.id)
+
+
+def _run_folders(results: Path) -> Iterator[Path]:
+    inside = results.resolve()
+    for machine in _folders(results):
+        for folder in _folders(machine):
+            path = folder / RUN_FILE
+            if path.is_file() and path.resolve().is_relative_to(inside):
+                yield folder
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def resolve_run(root: Path, text: str) -> Run:
+    """The run that ``text`` names: a folder, a run's id, ``<machine>/<id>``, or ``latest``.
+
+    Raises LitmusError where it names none or several.
+    """
+    if text != "latest" and (Path(text) / RUN_FILE).is_file():
+        return Run(Path(text))
+    runs = find_runs(root)
+    if text == "latest" and runs:
+        return runs[0]
+    named = [run for run in runs if text in (run.id, f"{run.machine}/{run.id}")]
+    if len(named) == 1:
+        return named[0]
+    names = [f"{run.machine}/{run.id}" for run in named or runs]
+    if named:
+        raise LitmusError("more than one run has this name", value=text, expected="one of " + ", ".join(names))
+    near = did_you_mean(text, [*names, *(run.id for run in runs)])
+    raise LitmusError("no such run", where=Path(root) / RESULTS, value=text, expected=near,
+                      next_step="make one with: litmus run")
+
+
+def newest_verdicts(root: Path, runs: Sequence[Run] | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+    """Verdicts by (suite, claim): each suite's from the newest of ``runs`` (default: all found) that judged it."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    taken: set[str] = set()
+    ordered = find_runs(root) if runs is None else sorted(runs, key=lambda run: -run.info.started_at)
+    for run in ordered:
+        rows = [row for row in run.verdicts() if row["suite"] not in taken]
+        newest.update({(row["suite"], row["claim"]): row for row in rows})
+        taken |= {row["suite"] for row in rows}
+    return newest
+
+
+__all__ = [
+    "COLUMNS",
+    "DEFAULT_COLUMNS",
+    "RECORDS_FILE",
+    "RESULTS",
+    "RUN_FILE",
+    "VERDICTS",
+    "VERDICTS_FILE",
+    "CardState",
+    "Run",
+    "RunInfo",
+    "Verdict",
+    "find_runs",
+    "finite",
+    "load_records",
+    "newest_verdicts",
+    "read_run_info",
+    "read_verdicts",
+    "refused_runs",
+    "resolve_run",
+    "write_records",
+    "write_run_info",
+    "write_verdicts",
+]

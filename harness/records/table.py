@@ -1,0 +1,137 @@
+"""``records.parquet``: the records of a run as a table with an explicit schema and a version.
+
+One row per record. ``point``, ``tuned`` and ``metrics`` are JSON text (non-finite numbers are kept as NaN, Infinity,
+-Infinity). The samples are list columns. Short, repeated texts are dictionary-encoded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import LitmusError, did_you_mean
+from harness.records.files import replacing
+from harness.records.record import SCHEMA_VERSION, Record, Samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORDS_FILE = "records.parquet"
+VERSION_KEY = b"litmus.schema_version"
+JSON_COLUMNS = ("point", "metrics", "tuned")
+SAMPLE_COLUMNS = tuple(f"samples_{item.name}" for item in fields(Samples))
+COLUMNS = tuple(item.name for item in fields(Record) if item.name != "samples") + SAMPLE_COLUMNS
+DEFAULT_COLUMNS = tuple(name for name in COLUMNS if name not in (*SAMPLE_COLUMNS, "stderr_tail"))
+
+_REPEATED = ("cell", "suite", "experiment", "kind", "arm", "point", "device", "profile", "status", "code", "reason",
+             "tuned", "data", "repro")
+_PLAIN_TEXT = ("metrics", "stderr_tail")
+_REAL = ("started_at", "bytes_moved", "flops", "error", "tolerance")
+_ROWS_PER_BATCH = 20_000
+
+
+@cache
+def schema() -> Any:
+    """The Arrow schema of ``records.parquet``; its metadata holds the schema version."""
+    import pyarrow as pa
+
+    def kind(name: str) -> Any:
+        if name in SAMPLE_COLUMNS:
+            return pa.list_(pa.int64())
+        if name in _REPEATED:
+            return pa.dictionary(pa.int32(), pa.string())
+        if name in _PLAIN_TEXT:
+            return pa.string()
+        return pa.float64() if name in _REAL else pa.int64()
+
+    return pa.schema([(name, kind(name)) for name in COLUMNS], metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+def write_records(folder: Path, records: Iterable[Record]) -> Path:
+    """Write ``folder/records.parquet`` in one atomic step; an older file stays untouched until then.
+
+    Records are streamed, so memory does not grow with their number.
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(folder) / RECORDS_FILE
+    rows = iter(records)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+        while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
+            writer.write_table(_to_table(batch))
+    return path
+
+
+def _to_table(batch: Sequence[Record]) -> Any:
+    import pyarrow as pa
+
+    def values(name: str) -> list[Any]:
+        if name in SAMPLE_COLUMNS:
+            return [getattr(record.samples, name.removeprefix("samples_")) for record in batch]
+        if name in JSON_COLUMNS:
+            return [json.dumps(dict(getattr(record, name)), separators=(",", ":")) for record in batch]
+        return [getattr(record, name) for record in batch]
+
+    arrays = [pa.array(values(field.name), type=field.type) for field in schema()]
+    return pa.Table.from_arrays(arrays, schema=schema())
+
+
+def load_records(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The records in ``path`` (a ``records.parquet`` or a run's folder) as a table, one row per record.
+
+    ``columns`` are names from :data:`COLUMNS`; without them the sample lists and ``stderr_tail`` are left out.
+    Repeated texts come as categoricals, other texts as Arrow strings, absent ``error`` and ``tolerance`` as NaN.
+    Raises LitmusError for a file that is absent, not parquet, not ours, or of a newer schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    path = path / RECORDS_FILE if path.is_dir() else path
+    wanted = list(DEFAULT_COLUMNS if columns is None else columns)
+    for name in wanted:
+        if name not in COLUMNS:
+            raise LitmusError("records have no such column", where=path, key=name, expected=did_you_mean(name, COLUMNS))
+    try:
+        with pq.ParquetFile(path, memory_map=False) as file:
+            _refuse_other_schema(path, file.schema_arrow)
+            table = file.read(columns=wanted).select(wanted)
+    except FileNotFoundError as error:
+        raise _refuse(path, "there are no records here") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _refuse(path, "not a parquet file", str(error).splitlines()[0][:200]) from error
+    return _to_pandas(table)
+
+
+def _to_pandas(table: Any) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow as pa
+
+    # One dictionary for all row groups; without this every group would carry its own categories.
+    table = table.unify_dictionaries()
+    return table.to_pandas(types_mapper={pa.string(): pd.ArrowDtype(pa.string())}.get)  # type: ignore[no-any-return]
+
+
+def _refuse_other_schema(path: Path, found: Any) -> None:
+    version = (found.metadata or {}).get(VERSION_KEY, b"")
+    if not version.isdigit():
+        raise _refuse(path, "a parquet file, but not one of Litmus")
+    if int(version) > SCHEMA_VERSION:
+        raise LitmusError("the records are of a newer schema", where=path, key="schema_version", value=int(version),
+                          expected=f"at most {SCHEMA_VERSION}", next_step="update Litmus, or run again with this one")
+    for field in schema():
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise _refuse(path, f"the records lack the column '{field.name}'")
+        if found.field(index).type != field.type:
+            raise _refuse(path, f"the column '{field.name}' has another type", str(found.field(index).type))
+
+
+def _refuse(path: Path, problem: str, value: str | None = None) -> LitmusError:
+    return LitmusError(problem, where=path, value=value, expected=f"{RECORDS_FILE} as written by 'litmus run'",
+                       next_step="check the path, or make new records with: litmus run")
