@@ -1,0 +1,203 @@
+"""One process of a speed cell: prove the arms, time them interleaved, prove them again; then join the processes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from harness.declare.seeds import seed_for
+from harness.declare.suite import Arm, NotTestable, Problem, SkipArm, Suite
+from harness.plan.cell import Cell
+from harness.records.record import Record, Samples
+from harness.run import check
+from harness.run.measure.memory import peak_of
+from harness.run.measure.rounds import Bench, run_rounds
+from harness.run.measure.threads import limit_threads
+
+# A later process or check can only worsen a status.
+_SEVERITY = ("ok", "skipped", "throttled", "timeout", "oom", "crashed", "wrong")
+ROUNDS = "*"
+
+
+def base_record(cell: Cell, arm: str) -> Record:
+    """A record with all that is known before the arm runs; ``crashed`` until something better is known."""
+    return Record(
+        cell=cell.id, suite=cell.suite, experiment=cell.experiment, kind=cell.kind, arm=arm, point=dict(cell.point),
+        seed=cell.seed, device=cell.device, profile=cell.profile, status="crashed", card_version=cell.card_version,
+        code=cell.code, tuned=dict(cell.tuned.get(arm, {})), started_at=time.time(),
+        repro=f"litmus repro {cell.id}",
+    )
+
+
+@dataclass
+class _Contender:
+    """An arm on its way through a process: its buffers for each input set and the record so far."""
+
+    name: str
+    arm: Arm
+    record: Record
+    buffers: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def note(self, proof: check.Proof, when: str) -> None:
+        """Keep the largest error; a fault makes the arm wrong and drops its samples."""
+        if proof.fault:
+            self.record = replace(self.record, status="wrong", reason=f"{when}: {proof.fault}", error=proof.error,
+                                  samples=Samples())
+        elif self.arm.checked:
+            self.record = replace(self.record, error=max(proof.error, self.record.error or 0.0))
+
+    def crash(self, error: BaseException) -> None:
+        self.record = replace(
+            self.record, status="oom" if isinstance(error, MemoryError) else "crashed",
+            reason=f"{type(error).__name__}: {error}"[:500], stderr_tail=traceback.format_exc()[-4000:],
+            samples=Samples(),
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.record.status == "ok"
+
+
+def run_speed(
+    cell: Cell,
+    suite: Suite,
+    process: int,
+    emit: Callable[[Record], None],
+    enter: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run process number ``process`` of ``cell`` and emit one partial record per arm.
+
+    ``enter(arm)`` is called before an arm first runs, ``enter("*")`` before the rounds, so that whoever watches
+    knows whom a crash of the process belongs to.
+    """
+    limit_threads(cell.point.get("threads", 1))
+    rng = np.random.default_rng(seed_for("inputs", cell.suite, cell.experiment, cell.seed, process))
+    try:
+        problem = suite.speeds[cell.experiment](point=cell.point, rng=rng, device=cell.device)
+    except (NotTestable, SkipArm) as reason:
+        for name in cell.arms:
+            emit(replace(base_record(cell, name), status="skipped", reason=str(reason)))
+        return
+    limit_threads(cell.point.get("threads", 1))
+    contenders = _contenders(cell, problem, emit)
+    sets = [check.InputSet(problem, rng) for _ in range(problem.rotate)]
+    shared = [tuple(problem.buffers(*drawn.inputs)) for drawn in sets]
+    for contender in contenders:
+        enter(contender.name)
+        _guard(contender, partial(_prove_before, problem, contender, sets, shared, process))
+    enter(ROUNDS)
+    _time(cell, [item for item in contenders if item.alive], sets, process)
+    if process == 0:
+        sets[0].redraw(rng)
+    for contender in contenders:
+        if contender.alive:
+            enter(contender.name)
+            _guard(contender, partial(_prove_after, problem, contender, sets[0]))
+        emit(contender.record)
+
+
+def _contenders(cell: Cell, problem: Problem, emit: Callable[[Record], None]) -> list[_Contender]:
+    contenders = []
+    for name in cell.arms:
+        arm = problem.arms.get(name)
+        record = base_record(cell, name)
+        if arm is None:
+            emit(replace(record, reason=f"the problem has no arm '{name}'; it has {', '.join(problem.arms)}"))
+        elif isinstance(arm, SkipArm):
+            emit(replace(record, status="skipped", reason=str(arm)))
+        else:
+            tolerance = arm.tolerance if arm.tolerance is not None else problem.tolerance
+            record = replace(record, status="ok", input_bytes=int(problem.input_bytes), tolerance=tolerance,
+                             bytes_moved=float(arm.bytes_moved), flops=float(arm.flops))
+            contenders.append(_Contender(name, arm, record))
+    return contenders
+
+
+def _guard(contender: _Contender, step: Callable[[], None]) -> None:
+    """Whatever an arm raises is that arm's result, never the end of the others."""
+    begin_ns = time.perf_counter_ns()
+    try:
+        step()
+    except SkipArm as reason:
+        contender.record = replace(contender.record, status="skipped", reason=str(reason))
+    except Exception as error:  # noqa: BLE001  an arm may raise anything; it is recorded, with its traceback
+        contender.crash(error)
+    elapsed_ns = time.perf_counter_ns() - begin_ns
+    contender.record = replace(contender.record, elapsed_ns=contender.record.elapsed_ns + elapsed_ns)
+
+
+def _prove_before(
+    problem: Problem, contender: _Contender, sets: Sequence[check.InputSet], shared: list[tuple[Any, ...]], process: int
+) -> None:
+    """The first process proves the arm on every input set, later ones on one.
+
+    Arms without buffers of their own share the problem's, so that all write to the same pages.
+    """
+    arm = contender.arm
+    own = arm.in_place or arm.buffers is not None
+    for index, drawn in enumerate(sets):
+        contender.buffers.append(check.buffers_of(problem, arm, drawn.inputs) if own else shared[index])
+        if index and process:
+            continue
+        begin_ns = time.perf_counter_ns()
+        proof = check.prove(problem, arm, drawn, contender.buffers[-1])
+        if index == 0:
+            contender.record = replace(contender.record, first_call_ns=time.perf_counter_ns() - begin_ns)
+        contender.note(proof, "before being timed")
+        if proof.fault:
+            return
+    if process == 0:
+        peak = peak_of(partial(arm.run, *sets[0].inputs, *contender.buffers[0]))
+        contender.record = replace(contender.record, peak_bytes=peak)
+
+
+def _time(cell: Cell, contenders: Sequence[_Contender], sets: Sequence[check.InputSet], process: int) -> None:
+    """Interleave the arms that are right."""
+    if not contenders:
+        return
+    benches = [
+        Bench(item.name, tuple(partial(item.arm.run, *drawn.inputs, *buffers)
+                               for drawn, buffers in zip(sets, item.buffers, strict=True)))
+        for item in contenders
+    ]
+    taken = run_rounds(benches, cell.measure, process, seed_for("order", cell.id, process))
+    for item in contenders:
+        samples = taken[item.name]
+        elapsed_ns = item.record.elapsed_ns + sum(samples.elapsed_ns)
+        item.record = replace(item.record, samples=samples, elapsed_ns=elapsed_ns)
+
+
+def _prove_after(problem: Problem, contender: _Contender, drawn: check.InputSet) -> None:
+    """Once more; in the first process on new contents at old addresses, where a result cached by address is stale."""
+    contender.note(check.prove(problem, contender.arm, drawn, contender.buffers[0], times=2), "after being timed")
+
+
+def merge(partials: Sequence[Record]) -> Record:
+    """One arm's record from its processes: the worst status wins, samples are joined only where all are ok."""
+    worst = max(partials, key=lambda item: _SEVERITY.index(item.status))
+    first = partials[0]
+    errors = [item.error for item in partials if item.error is not None]
+    joined = replace(
+        worst,
+        started_at=min(item.started_at for item in partials),
+        elapsed_ns=sum(item.elapsed_ns for item in partials),
+        first_call_ns=first.first_call_ns,
+        peak_bytes=max(item.peak_bytes for item in partials),
+        error=max(errors) if errors else None,
+        samples=Samples(),
+    )
+    if worst.status != "ok":
+        return joined
+    return replace(joined, samples=Samples(
+        process=[value for item in partials for value in item.samples.process],
+        round=[value for item in partials for value in item.samples.round],
+        position=[value for item in partials for value in item.samples.position],
+        calls=[value for item in partials for value in item.samples.calls],
+        elapsed_ns=[value for item in partials for value in item.samples.elapsed_ns],
+    ))
