@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,8 +14,8 @@ from harness.declare.estimate_spec import SPEED_METRICS, Custom, Equivalence, Es
 from harness.declare.fields import ConditionField, Scalar, ScalarField
 from harness.errors import LitmusError, did_you_mean
 
-PROFILES = ("smoke", "small", "full")
 Profile = Literal["smoke", "small", "full"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 DeviceKind = Literal["cpu", "cuda"]
 # Columns a claim's `where` may use besides the experiment's axes.
 WHERE_COLUMNS = ("input_bytes", "device")
