@@ -1,0 +1,138 @@
+"""What ``suite.prepare`` builds, kept below ``.litmus/cache``: built once, checked when read, timed, never measured."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pickle
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.declare.seeds import seed_for
+from harness.errors import LitmusError
+from harness.plan.machine import software
+from harness.run import stage
+
+_DIGEST_BYTES = 32
+# Versions that do not change what a build function computes.
+_IRRELEVANT = ("kernel",)
+
+
+class Cache:
+    """The cache of one worker. ``code`` is the hash of the suite's code; ``note`` tells the user what went wrong.
+
+    ``prepare_ns`` counts all time spent here, waiting for another worker's build included. Every call returns a new
+    copy, built or read alike, so that no arm sees what another did to it. The cache holds pickles: it is only ever
+    written by this project's own workers on this machine.
+    """
+
+    def __init__(self, root: Path, code: str, note: Callable[[str], None]) -> None:
+        self.folder = root / ".litmus" / "cache"
+        self.code, self.note = code, note
+        self.prepare_ns = 0
+
+    def get(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """The artefact of ``build(config)``. Raises LitmusError where ``config`` is not plain data.
+
+        ``build`` runs with generators seeded from the key and finds the caller's generators untouched afterwards.
+        """
+        begin = time.perf_counter_ns()
+        try:
+            with stage.preparing():
+                return pickle.loads(self._payload(suite, name, config, build))
+        finally:
+            self.prepare_ns += time.perf_counter_ns() - begin
+
+    def key(self, name: str, config: Mapping[str, Any]) -> str:
+        """16 hex digits over name, config, code and library versions."""
+        versions = {item: version for item, version in software().items() if item not in _IRRELEVANT}
+        try:
+            text = json.dumps([name, dict(config), self.code, versions], sort_keys=True)
+        except TypeError as error:
+            raise LitmusError(f"the config of artefact '{name}' is not plain data", value=str(error),
+                              expected="numbers, words, lists and mappings of them") from error
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _payload(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[..., Any]) -> bytes:
+        key = self.key(name, config)
+        path = self.folder / f"{name}-{key}.pkl"
+        kept = self._read(path)
+        if kept is not None:
+            return kept
+        try:
+            with _locked(path.with_suffix(".lock")):
+                kept = self._read(path)  # another worker may have built it while this one waited
+                if kept is None:
+                    kept, seconds = _build(key, config, build)
+                    about = {"suite": suite, "name": name, "config": dict(config), "code": self.code,
+                             "build_s": seconds, "built_at": time.time()}
+                    _write(path, kept, about)
+                return kept
+        except OSError as error:
+            self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); building without a cache")
+            return _build(key, config, build)[0]
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        payload = data[_DIGEST_BYTES:]
+        if hashlib.sha256(payload).digest() != data[:_DIGEST_BYTES]:
+            self.note(f"the cached artefact {path.name} is damaged; building it again")
+            return None
+        return payload
+
+
+def _build(key: str, config: Mapping[str, Any], build: Callable[..., Any]) -> tuple[bytes, float]:
+    begin = time.perf_counter()
+    with _own_generators(seed_for("prepare", key)):
+        built = build(config)
+    return pickle.dumps(built, protocol=pickle.HIGHEST_PROTOCOL), time.perf_counter() - begin
+
+
+@contextmanager
+def _own_generators(seed: int) -> Iterator[None]:
+    import numpy as np
+
+    torch = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if torch:
+        torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        if torch:
+            torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, payload: bytes, about: Mapping[str, Any]) -> None:
+    for target, data in (
+        (path, hashlib.sha256(payload).digest() + payload),
+        (path.with_suffix(".json"), json.dumps(about, sort_keys=True, indent=1).encode()),
+    ):
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,187 @@
+"""The worker: one process that runs one job and nothing else. Forked from the zygote, or a new interpreter for CUDA."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import importlib.util
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.declare.seeds import seed_for
+from harness.declare.suite import Suite
+from harness.errors import LitmusError
+from harness.plan.cell import Cell
+from harness.records.record import Record
+from harness.run import stage
+from harness.run.artefact import Cache
+from harness.run.faults import describe
+from harness.run.protocol import Job, blank_record, encode
+
+
+class Outbox:
+    """The worker's end of the pipe to the supervisor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._pid = fd, os.getpid()
+
+    def record(self, record: Record) -> None:
+        """Hand in one arm's record; it is final."""
+        self.send("record", record=asdict(record))
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Write one message. In a child that a suite forked and let run on, this ends the child instead."""
+        if os.getpid() != self._pid:
+            os._exit(1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        data = memoryview(encode(kind, **values))
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+def work(job: Job, message_fd: int) -> None:
+    """Run ``job``, send its messages, say ``done``."""
+    faulthandler.enable(all_threads=False)
+    outbox = Outbox(message_fd)
+    _TASKS[job.task](job, outbox)
+    outbox.send("done")
+
+
+def _trial(job: Job, outbox: Outbox) -> None:
+    from harness.run import trial
+
+    cell = _cell(job)
+    one_thread()
+    suite = _suite_or_records(job, cell, outbox)
+    if suite is None:
+        return
+    for arm in job.arms:
+        stage.enter(arm)
+        set_seeds(cell)
+        outbox.record(trial.run_trial(cell, suite, arm))
+    stage.enter(None)
+
+
+def _speed(job: Job, outbox: Outbox) -> None:
+    from harness.run import speed
+
+    cell = _cell(job)
+    suite = speed.builtin_suite(cell.suite) or _suite_or_records(job, cell, outbox)
+    if suite is None:
+        return
+    set_seeds(cell)
+    speed.run_speed(cell, suite, job.process, outbox.record)
+    stage.enter(None)
+
+
+def _cell(job: Job) -> Cell:
+    from dataclasses import replace
+
+    assert job.cell is not None  # cell_job sets it
+    return replace(Cell.from_json(job.cell), arms=job.arms)
+
+
+def _suite_or_records(job: Job, cell: Cell, outbox: Outbox) -> Suite | None:
+    """The cell's suite; where its file cannot be loaded, every arm gets a record that says so."""
+    try:
+        suite = load_suite(Path(job.root), cell.suite)
+        _function_of(suite, cell)
+    except BaseException as error:  # noqa: BLE001 - a suite's file may raise anything at all
+        traceback.print_exc()
+        for arm in job.arms:
+            outbox.record(blank_record(cell, arm, "crashed", f"suite.py cannot be loaded: {describe(error)}"))
+        return None
+    suite.artefacts = Cache(Path(job.root), cell.code, lambda text: outbox.send("note", text=text))
+    return suite
+
+
+def _function_of(suite: Suite, cell: Cell) -> Callable[..., Any]:
+    table: dict[str, Callable[..., Any]] = {**(suite.trials if cell.kind == "trial" else suite.speeds)}
+    if cell.experiment not in table:
+        raise LitmusError(f"suite.py registers no {cell.kind} function for this experiment", where=suite.file,
+                          key=cell.experiment, next_step=f"add a function under @suite.{cell.kind}")
+    return table[cell.experiment]
+
+
+def load_suite(root: Path, name: str) -> Suite:
+    """Import ``suites/<family>/<slug>/suite.py`` below ``root`` and return its ``suite``."""
+    if str(root) not in sys.path[:1]:
+        sys.path.insert(0, str(root))
+    parts = ["suites", *name.split("/")]
+    for depth in range(1, len(parts) + 1):
+        _package(".".join(parts[:depth]), root.joinpath(*parts[:depth]))
+    file = root.joinpath(*parts, "suite.py")
+    module_name = ".".join([*parts, "suite"])
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise LitmusError("the suite has no suite.py", where=file, next_step="create it: see docs/adding-a-suite.md")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    suite = getattr(module, "suite", None)
+    if not isinstance(suite, Suite):
+        raise LitmusError("suite.py defines no suite", where=file, key="suite", expected="suite = Suite(__file__)")
+    return suite
+
+
+def _package(name: str, folder: Path) -> None:
+    """Make ``name`` importable from ``folder``, also where another checkout's package has the same name."""
+    known = sys.modules.get(name)
+    if known is not None and str(folder) in list(getattr(known, "__path__", [])):
+        return
+    if (folder / "__init__.py").exists():
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        assert spec is not None and spec.loader is not None  # a path to an existing file always has one
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    else:
+        module = ModuleType(name)
+        module.__path__ = [str(folder)]
+        sys.modules[name] = module
+
+
+def one_thread() -> None:
+    """One thread for BLAS, torch and numba, and deterministic torch kernels: trials share the cores side by side."""
+    import numba
+    import threadpoolctl
+    import torch
+
+    numba.config.NUMBA_NUM_THREADS = 1
+    threadpoolctl.threadpool_limits(1)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def set_seeds(cell: Cell) -> None:
+    """Seed the global generators from the cell's seed, the same for every arm."""
+    import numpy as np
+    import torch
+
+    seed = seed_for("global", cell.seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+_TASKS: dict[str, Callable[[Job, Outbox], None]] = {"trial": _trial, "speed": _speed}
+
+
+def main(job_fd: int, message_fd: int, page_fd: int) -> None:
+    """Entry point of a worker in a new interpreter."""
+    with os.fdopen(job_fd) as file:
+        job = Job.from_json(file.read())
+    stage.attach(stage.Page(page_fd), job.arms)
+    work(job, message_fd)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))
