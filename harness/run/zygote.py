@@ -131,11 +131,21 @@ def _work(job: Job, message_fd: int) -> None:
     work(job, message_fd)
 
 
+def _import_determinism() -> None:
+    """The first use of torch's deterministic mode imports its compiler's settings, most of a second; do it once, here."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(False)
+
+
 def main(control_fd: int) -> None:
     """Preload, then serve until the parent is gone."""
     for name in LIBRARIES:
         importlib.import_module(name)
-    importlib.import_module("harness.run.worker")
+    for name in ("harness.run.worker", "harness.run.trial"):
+        importlib.import_module(name)
+    _import_determinism()
     Zygote(socket.socket(fileno=control_fd)).run()
 
 
