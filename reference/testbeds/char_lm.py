@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 from reference.testbeds.seeding import empty_linear, fill_normal, fill_uniform
 from reference.testbeds.text import VOCABULARY
@@ -14,7 +14,11 @@ from reference.testbeds.text import VOCABULARY
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that shapes a CharLM. `stable_embedding` is that of Dettmers et al. 2021 (arXiv 2110.02861, section 2.3)."""
+    """Everything that shapes a CharLM.
+
+    `stable_embedding`: Xavier-uniform token embedding with a layer norm behind it, before the positions are added
+    (Dettmers et al. 2021, arXiv 2110.02861, section 2.3).
+    """
 
     layers: int
     width: int
@@ -61,8 +65,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, time, width] -> the same shape."""
-        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        return self.output(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        projections = (layer(x) for layer in (self.query, self.key, self.value))
+        q, k, v = (projection.unflatten(-1, (self.heads, -1)).transpose(1, 2) for projection in projections)
+        return self.output(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -75,7 +80,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape."""
-        return self.down(F.gelu(self.up(x)))
+        return self.down(gelu(self.up(x)))
 
 
 class Block(nn.Module):
@@ -111,8 +116,8 @@ class CharLM(nn.Module):
     def initialise(self, seed: int) -> None:
         """Set every parameter anew from the seed.
 
-        Linear layers get N(0, 1/fan_in), the two that write into the residual stream divided by sqrt(2 layers), embeddings
-        and head N(0, 0.02^2), biases 0, norms 1. A stable embedding starts Xavier-uniform.
+        Linear layers N(0, 1/fan_in), those that write into the residual stream (output, down) over sqrt(2 layers);
+        token embedding N(0, 1), or Xavier-uniform if stable; positions and head N(0, 0.02^2); biases 0; norms 1 and 0.
         """
         config = self.config
         for name, parameter in self.named_parameters():
@@ -120,7 +125,9 @@ class CharLM(nn.Module):
                 nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
             elif name == "token_embedding.weight" and config.stable_embedding:
                 fill_uniform(parameter, math.sqrt(6 / sum(parameter.shape)), seed, name)
-            elif "embedding" in name or name == "head.weight":
+            elif name == "token_embedding.weight":
+                fill_normal(parameter, 1.0, seed, name)
+            elif name in {"position_embedding.weight", "head.weight"}:
                 fill_normal(parameter, 0.02, seed, name)
             else:
                 residual = name.endswith(("output.weight", "down.weight"))
@@ -137,7 +144,7 @@ class CharLM(nn.Module):
 
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean cross entropy in nats per character, a scalar, over windows [batch, time + 1]."""
-        return F.cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        return cross_entropy(self(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 @dataclass(frozen=True)

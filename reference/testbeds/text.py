@@ -56,9 +56,9 @@ class Corpus:
 def corpus(name: str, byte_cap: int = 2_000_000) -> Corpus:
     """The corpus DOC (help topics and docstrings) or CODE (stdlib sources), about `byte_cap` bytes in all at most.
 
-    Documents are taken in the order of their names' SHA-256 until the cap is reached, so a smaller cap gives a prefix of
-    a larger one, and a document's side of the 95/5 split follows from its name alone: DOC's docstrings of a module
-    are on the same side as CODE's source of it. Cached per process.
+    Documents are taken in the order of their names' SHA-256 until the cap is reached, so a smaller cap gives a prefix
+    of a larger one, and a document's side of the 95/5 split follows from its name alone: DOC's docstrings of a module
+    are on the same side as CODE's source of it. Cached per process; the first DOC takes about two seconds.
 
     Raises KeyError for another name, ValueError when the cap leaves a side empty, LookupError when this Python was
     installed without its sources or help topics.
@@ -69,7 +69,7 @@ def corpus(name: str, byte_cap: int = 2_000_000) -> Corpus:
     for document in _capped(_without_repeats(_SOURCES[name]()), byte_cap):
         sides[is_validation(document.name)].append(document)
     if not sides[True] or not sides[False]:
-        raise ValueError(f"corpus {name} with byte_cap={byte_cap} has no training or no validation text; raise byte_cap")
+        raise ValueError(f"corpus {name} has no training or no validation text within byte_cap={byte_cap}; raise it")
     train, validation = (_SEPARATOR.join(d.text for d in sides[side]).encode("ascii") for side in (False, True))
     return Corpus(
         name=name,
@@ -84,8 +84,8 @@ def corpus(name: str, byte_cap: int = 2_000_000) -> Corpus:
 def is_validation(document_name: str) -> bool:
     """Whether a document is held out: 5 % of all names, chosen by hash.
 
-    The number in the hashed text is the first that holds out about 5 % of the characters, too, of topics, docstrings and
-    sources each (CPython 3.11): documents differ a thousandfold in length.
+    The number in the hashed text is the first that holds out about 5 % of the characters, too, of topics, docstrings
+    and sources each (CPython 3.11): documents differ a thousandfold in length.
     """
     return int(_hash(f"split 611: {document_name}")[:8], 16) < _VALIDATION_SHARE * 2**32
 
@@ -114,7 +114,8 @@ def _topics_and_docstrings() -> Iterator[Document]:
 
 
 def _sources() -> Iterator[Document]:
-    return _in_hash_order({f"module:{name}": (lambda path=path: _read(path)) for name, path in _modules(_stdlib()).items()})
+    modules = _modules(_stdlib()).items()
+    return _in_hash_order({f"module:{name}": (lambda path=path: _read(path)) for name, path in modules})
 
 
 _SOURCES: dict[str, Callable[[], Iterator[Document]]] = {"DOC": _topics_and_docstrings, "CODE": _sources}
@@ -132,7 +133,7 @@ def _hash(text: str) -> str:
 
 
 def _without_repeats(documents: Iterator[Document]) -> Iterator[Document]:
-    """Each long paragraph only where it comes first: topics contain one another, docstrings are inherited by copying."""
+    """Each long paragraph only where it comes first: topics contain one another, docstrings are copied."""
     seen: set[str] = set()
     for document in documents:
         kept = []
@@ -162,19 +163,19 @@ def _help_topics() -> dict[str, str]:
     try:
         module = importlib.import_module("pydoc_data.topics")
     except ModuleNotFoundError as error:
-        raise LookupError("this Python has no pydoc_data.topics, from which DOC is made; install its full stdlib") from error
+        raise LookupError("this Python lacks pydoc_data.topics, from which DOC is made; install all of it") from error
     return dict(module.topics)
 
 
 def _stdlib() -> Path:
     root = Path(sysconfig.get_path("stdlib"))
     if not (root / "ast.py").is_file():
-        raise LookupError(f"the standard library's sources are not in {root}, so there are no DOC and CODE corpora here")
+        raise LookupError(f"the standard library's sources are not in {root}, so DOC and CODE cannot be made here")
     return root
 
 
 def _modules(root: Path) -> dict[str, Path]:
-    """Dotted name -> source, of all public and private stdlib modules but tests; files others put there are not taken."""
+    """Dotted name -> source, of all stdlib modules but tests; files that others put there are not taken."""
     found = {}
     for top in sorted(sys.stdlib_module_names - _LEFT_OUT):
         single, folder = root / f"{top}.py", root / top

@@ -20,8 +20,8 @@ Schedule = Callable[[int], float]
 class Batches:
     """An endless stream of training batches and a fixed set of validation batches.
 
-    `iter(batches)` starts the stream anew: equal seeds give equal batches, however often and by whomever they are drawn.
-    A batch is the tuple of arguments of `model.loss`; its first tensor has the batch on axis 0.
+    `iter(batches)` starts the stream anew: equal seeds give equal batches, however often they are drawn. A batch is the
+    tuple of arguments of `model.loss`; its first tensor has the batch on axis 0.
     """
 
     stream: Callable[[], Iterator[Batch]]
@@ -64,13 +64,13 @@ def train(
 ) -> History:
     """Take `steps` steps on `model.loss(*batch)` and return the history; the model ends as the last step left it.
 
-    Each group's learning rate is `group["initial_lr"]` (its `lr` at the first call) times `schedule(step)`, step counted
-    from 0; None leaves the rates alone. `clip` bounds the global gradient norm. Validation loss is taken after the last
-    step, and every `evaluate_every` steps if given. Training stops at once, as failed, when a training loss is not finite
-    or above `loss_limit`, or a validation loss is not finite.
+    Each group's learning rate is `group["initial_lr"]` (its `lr` at the first call) times `schedule(step)`, the first
+    step being 0; None leaves the rates alone. `clip` bounds the global gradient norm. Validation loss is taken after
+    the last step, and every `evaluate_every` steps if given. Training stops at once, as failed, when a training loss is
+    not finite or above `loss_limit`, or a validation loss is not finite.
 
-    Hooks, called with the step's number: `before_step` before the forward pass, `on_gradients` with the raw gradients by
-    parameter name (before clipping; parameters without a gradient are left out), `after_step` after the optimizer.
+    Hooks, called with the step's number: `before_step` before the forward pass, `on_gradients` with the raw gradients
+    by parameter name (before clipping; parameters without one are left out), `after_step` after the optimizer.
 
     On a CPU with one thread equal arguments give bit-equal metrics, in one process and across processes. The global
     random state is neither read nor changed. Batches are moved to the device of the model's parameters.
@@ -97,7 +97,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss = model.loss(*(part.to(device) for part in next(stream)))
         train_loss.append(loss.item())
-        failed = not train_loss[-1] <= loss_limit or math.isinf(train_loss[-1])
+        failed = not math.isfinite(train_loss[-1]) or train_loss[-1] > loss_limit
         if failed:
             break
         loss.backward()
@@ -138,7 +138,7 @@ def evaluate(model: nn.Module, batches: tuple[Batch, ...]) -> float:
 
 
 def warmup_cosine(steps: int, warmup: float = 0.1, floor: float = 0.1) -> Schedule:
-    """Linear warm-up to 1 over the first `warmup` share of the steps, then half a cosine down to `floor` at the last step."""
+    """Linear warm-up to 1 over the first `warmup` share of the steps, then half a cosine to `floor` at the last."""
     rising = round(warmup * steps)
     falling = max(1, steps - 1 - rising)
 
@@ -156,8 +156,8 @@ def text_batches(
 ) -> Batches:
     """Random windows of `context + 1` characters, int64 [batch, context + 1]: inputs and, one further, targets.
 
-    Validation windows do not depend on batch and seed: they are spread evenly over the validation text, without overlap,
-    `validation_windows` of them or as many as fit. Raises ValueError when a side is shorter than one window.
+    Validation windows do not depend on batch and seed: they are spread evenly over the validation text, without
+    overlap, `validation_windows` of them or as many as fit. Raises ValueError when a side is shorter than one window.
     """
     length = context + 1
     if min(len(corpus.train), len(corpus.validation)) < length:
