@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from harness.declare.card import PROFILES, Profile
 from harness.errors import LitmusError, did_you_mean
@@ -36,7 +36,7 @@ def parse_profile(text: str) -> Profile:
         raise LitmusError("no such profile", where="the command line", key="--profile", value=text,
                           expected=f"{', '.join(PROFILES)}; {did_you_mean(text, PROFILES)}",
                           next_step="smoke takes seconds, small is the default evidence, full is everything")
-    return cast("Profile", text)
+    return text
 
 
 def parse_devices(texts: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Small arithmetic in cards: ``2**20``, ``>= 4*llc``, ``inside [-0.01, 0.01]``. Parsed by a grammar, never evaluated."""
+"""Small arithmetic in cards: ``2**20``, ``>= 4*llc``, ``inside [-0.01, 0.01]``: parsed by a grammar, never run."""
 
 from __future__ import annotations
 
@@ -24,20 +24,27 @@ _BINARY: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
 }
 _MAX_TEXT = 80
 _MAX_EXPONENT = 128
+CONDITION_GRAMMAR = "'> x', '>= x', '< x', '<= x', '== x', 'inside [a, b]' or 'outside [a, b]'"
 _GRAMMAR = "a number or arithmetic of numbers with + - * / // ** and parentheses, such as 2**20"
 
 
 def parse_number(text: str | Number, names: Mapping[str, Number] | None = None) -> Number:
     """The value of ``text``; ``names`` are the constants it may mention. Raises LitmusError on anything else."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        return text
+    if isinstance(text, float) or type(text) is int:
+        return _finite(text, text)
     if not isinstance(text, str) or len(text) > _MAX_TEXT:
         raise _refuse(text, "not a number")
     try:
         tree = ast.parse(text.strip(), mode="eval")
-        return _value(tree.body, text, names or {})
+        return _finite(_value(tree.body, text, names or {}), text)
     except (SyntaxError, ValueError, OverflowError, ZeroDivisionError, MemoryError, RecursionError) as error:
         raise _refuse(text, str(error)) from error
+
+
+def _finite(value: Number, text: object) -> Number:
+    if not math.isfinite(value):  # raises OverflowError for an integer that no float can hold
+        raise _refuse(text, "the value is not finite")
+    return value
 
 
 def _value(node: ast.expr, text: str, names: Mapping[str, Number]) -> Number:
@@ -52,7 +59,10 @@ def _value(node: ast.expr, text: str, names: Mapping[str, Number]) -> Number:
         left, right = _value(node.left, text, names), _value(node.right, text, names)
         if isinstance(node.op, ast.Pow) and (abs(right) > _MAX_EXPONENT or abs(left) > 1e9):
             raise _refuse(text, "the power is too large")
-        return _BINARY[type(node.op)](left, right)
+        result = _BINARY[type(node.op)](left, right)
+        if isinstance(result, complex):
+            raise _refuse(text, "the root of a negative number")
+        return result
     raise _refuse(text, f"'{ast.unparse(node)}' is not arithmetic")
 
 
@@ -106,7 +116,7 @@ class Condition:
         return LitmusError(
             "not a condition",
             value=text,
-            expected="'> x', '>= x', '< x', '<= x', '== x', 'inside [a, b]' or 'outside [a, b]'",
+            expected=CONDITION_GRAMMAR,
         )
 
     def holds(self, value: float) -> bool:
@@ -123,6 +133,26 @@ class Condition:
             return high < self.low or low > self.high
         compare = _SIDES[self.kind]
         return compare(low, self.low) and compare(high, self.low)
+
+    def meets(self, low: float, high: float) -> bool:
+        """Whether the region holds any part of the real interval [low, high], single points aside when low < high."""
+        return any(max(low, left) < min(high, right) or (left == right and low <= left <= high)
+                   for left, right in self._spans())
+
+    def overlaps(self, other: Condition) -> bool:
+        """Whether some interval lies in both regions, so that both could be decided at once."""
+        return any(self.meets(low, high) for low, high in other._spans())
+
+    def _spans(self) -> list[tuple[float, float]]:
+        match self.kind:
+            case ">" | ">=":
+                return [(self.low, math.inf)]
+            case "<" | "<=":
+                return [(-math.inf, self.low)]
+            case "outside":
+                return [(-math.inf, self.low), (self.high, math.inf)]
+            case _:
+                return [(self.low, self.high)]
 
     def __str__(self) -> str:
         if self.kind in ("inside", "outside"):

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.declare.arithmetic import Condition
-from harness.declare.estimate_spec import SPEED_METRICS, Custom, Equivalence, EstimateSpec
-from harness.declare.fields import ConditionField, Scalar, ScalarField
+from harness.declare.estimate_spec import SPEED_METRICS, Custom, Equivalence, EstimateSpec, Slope
+from harness.declare.explain import CardFault, explain
+from harness.declare.fields import MACHINE_NAMES, ConditionField, Scalar, ScalarField, WhereField, is_condition
 from harness.errors import LitmusError, did_you_mean
 
 Profile = Literal["smoke", "small", "full"]
@@ -19,6 +20,7 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 DeviceKind = Literal["cpu", "cuda"]
 # Columns a claim's `where` may use besides the experiment's axes.
 WHERE_COLUMNS = ("input_bytes", "device")
+RESERVED_COLUMNS = (*WHERE_COLUMNS, "cell", "arm", "seed", "unit")
 
 
 class _Model(BaseModel):
@@ -92,29 +94,39 @@ class Experiment(_Model):
         _distinct("arms", self.arms)
         for name, values in self.axes.items():
             if not values:
-                raise ValueError(f"axis '{name}' has no values")
-            if name in WHERE_COLUMNS or name in ("seed", "arm"):
-                raise ValueError(f"axis '{name}' has a reserved name")
+                raise CardFault(f"axis '{name}' has no values", expected="one value or more")
+            if name in RESERVED_COLUMNS:
+                raise CardFault("an axis has a reserved name", value=name, next_step="rename the axis",
+                                expected="a name other than " + ", ".join(RESERVED_COLUMNS))
         for profile, override in self.profiles.items():
             if isinstance(override, Override):
-                _known(f"profiles.{profile}.axes", override.axes, self.axes)
-                _known(f"profiles.{profile}.arms", override.arms or [], self.arms)
+                _known("axis", override.axes, self.axes, f"profiles.{profile}.axes")
+                _known("arm", override.arms or [], self.arms, f"profiles.{profile}.arms")
         if self.kind == "trial" and not self.metrics:
-            raise ValueError("a trial experiment must declare its metrics")
+            raise CardFault("a trial experiment declares no metrics", expected="the numbers its function returns",
+                            next_step="add them: metrics: {val_loss: {better: lower}}")
         if self.kind == "speed" and self.metrics:
-            raise ValueError("a speed experiment has fixed metrics: " + ", ".join(SPEED_METRICS))
+            raise CardFault("a speed experiment declares metrics", value=", ".join(self.metrics),
+                            expected="none: they are " + ", ".join(SPEED_METRICS), next_step="remove 'metrics'")
         if self.tune is not None:
-            _known("tune.grid", self.tune.grid, self.arms)
-            _known("tune.metric", [self.tune.metric], self.metrics)
-            _known("tune.point", self.tune.point, self.axes)
+            _known("arm", self.tune.grid, self.arms, "tune.grid")
+            _known("metric", [self.tune.metric], self.metrics, "tune.metric")
+            _known("axis", self.tune.point, self.axes, "tune.point")
             sizes = {arm: _grid_size(grid) for arm, grid in self.tune.grid.items()}
             if len(set(sizes.values())) > 1:
-                raise ValueError(f"tune.grid: every arm must get as many trials, found {sizes}")
+                found = ", ".join(f"{arm}: {size}" for arm, size in sizes.items())
+                raise CardFault("the tuning grids differ in size", value=found,
+                                expected="as many trials for every arm", next_step="make the grids equally large")
         return self
 
     def metric_names(self) -> list[str]:
         """The metrics an estimate may use."""
         return list(SPEED_METRICS) if self.kind == "speed" else list(self.metrics)
+
+    def axis_values(self, axis: str) -> list[Scalar]:
+        """Every value that ``axis`` takes in some profile."""
+        overrides = [item.axes.get(axis, []) for item in self.profiles.values() if isinstance(item, Override)]
+        return [value for values in (self.axes[axis], *overrides) for value in values]
 
     def better(self, metric: str) -> Literal["lower", "higher", "none"]:
         """The direction in which ``metric`` improves."""
@@ -149,7 +161,7 @@ class Part(_Model):
 
     id: str | None = None
     experiment: str | None = None
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, WhereField] = Field(default_factory=dict)
     estimate: EstimateSpec
     supported_if: ConditionField | None = None
     refuted_if: ConditionField | None = None
@@ -159,9 +171,13 @@ class Part(_Model):
     def _has_rule(self) -> Part:
         if isinstance(self.estimate, Equivalence):
             if self.supported_if or self.refuted_if:
-                raise ValueError("an equivalence decides by 'within'; leave supported_if and refuted_if out")
+                raise CardFault("an equivalence has supported_if or refuted_if", expected="only 'within'",
+                                next_step="remove supported_if and refuted_if")
         elif self.supported_if is None or self.refuted_if is None:
-            raise ValueError("needs both supported_if and refuted_if: a claim that cannot fail is no claim")
+            raise CardFault("half of the decision rule is missing", next_step="add the other one",
+                            expected="both supported_if and refuted_if: a claim that cannot fail is no claim")
+        else:
+            _decidable(self.estimate, self.supported_if, self.refuted_if)
         return self
 
     def rule(self) -> tuple[str, str]:
@@ -177,7 +193,7 @@ class Requirement(_Model):
     """A precondition of a claim: where it does not hold, the claim is ``not run`` with ``otherwise`` as the reason."""
 
     experiment: str | None = None
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, WhereField] = Field(default_factory=dict)
     estimate: EstimateSpec
     holds_if: ConditionField
     points: Literal["all", "any", "pool"] = "all"
@@ -194,7 +210,7 @@ class Claim(_Model):
     statement: str
     paper: dict[str, str] = Field(default_factory=dict)
     experiment: str | None = None
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, WhereField] = Field(default_factory=dict)
     estimate: EstimateSpec | None = None
     supported_if: ConditionField | None = None
     refuted_if: ConditionField | None = None
@@ -209,10 +225,12 @@ class Claim(_Model):
     @model_validator(mode="after")
     def _one_form(self) -> Claim:
         if bool(self.parts) == (self.estimate is not None):
-            raise ValueError("needs either 'estimate' or 'parts'")
+            raise CardFault("the claim has no test, or two", expected="either 'estimate' or 'parts'",
+                            next_step="keep one of the two")
         if self.parts and (self.supported_if or self.refuted_if):
-            raise ValueError("with 'parts', each part carries its own supported_if and refuted_if")
-        self.resolved_parts()  # raises where a part has no rule
+            raise CardFault("the claim has a rule beside its parts", next_step="move it into the parts",
+                            expected="supported_if and refuted_if in each part")
+        _distinct("parts", [str(part.id) for part in self.resolved_parts()])  # raises too where a part has no rule
         return self
 
     def resolved_parts(self) -> list[Part]:
@@ -261,23 +279,26 @@ class Card(_Model):
         return self
 
     def _check_need(self, claim: Claim, need: Part | Requirement) -> None:
-        name = need.experiment or claim.experiment
-        at = f"claim '{claim.id}'"
+        name, at = need.experiment or claim.experiment, f"claims[{claim.id}]"
         if name is None:
-            raise ValueError(f"{at}: names no experiment")
-        _known(f"{at}: experiment", [name], self.experiments)
-        experiment = self.experiments[name]
-        estimate = need.estimate
+            raise CardFault("the claim names no experiment", key=at, next_step="add it to the claim or to each part",
+                            expected="'experiment'; " + did_you_mean("", self.experiments))
+        _known("experiment", [name], self.experiments, at)
+        experiment, estimate = self.experiments[name], need.estimate
         if not isinstance(estimate, Custom):
-            _known(f"{at}: arm", estimate.arms(), experiment.arms)
-            _known(f"{at}: metric", estimate.metrics(), experiment.metric_names())
-        _known(f"{at}: where", need.where, [*experiment.axes, *WHERE_COLUMNS])
-        for value in need.where.values():
-            if isinstance(value, str) and value[:1] in "<>=":
-                _condition_or_value_error(at, value)
+            _known("arm", estimate.arms(), experiment.arms, f"{at}.estimate")
+            _known("metric", estimate.metrics(), experiment.metric_names(), f"{at}.estimate")
+        if isinstance(estimate, Slope):
+            _known("axis", [estimate.against], experiment.axes, f"{at}.estimate.against")
+        _known("axis", need.where, [*experiment.axes, *WHERE_COLUMNS], f"{at}.where")
+        for axis, wanted in need.where.items():
+            if axis in experiment.axes and not is_condition(wanted):
+                values = wanted if isinstance(wanted, list) else [wanted]
+                _known(f"value of axis {axis}", values, experiment.axis_values(axis), f"{at}.where.{axis}")
 
     @cached_property
     def claim_ids(self) -> list[str]:
+        """The claims' ids in the card's order."""
         return [claim.id for claim in self.claims]
 
 
@@ -286,7 +307,11 @@ def load_card(path: Path) -> Card:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise LitmusError("cannot read the card", where=path, value=error.strerror) from error
+        raise LitmusError("cannot read the card", where=path, value=error.strerror, expected="a file that can be read",
+                          next_step="check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise LitmusError("the card is not UTF-8 text", where=path, value=error.reason, expected="a YAML text file",
+                          next_step="save it as UTF-8") from error
     return parse_card(text, path)
 
 
@@ -301,43 +326,16 @@ def parse_card(text: str, where: object) -> Card:
             "the card is not valid YAML", where=at, value=getattr(error, "problem", None) or str(error),
             expected="a YAML mapping", next_step="check indentation and quotes at that line",
         ) from error
+    except RecursionError as error:
+        raise LitmusError("the card is nested too deeply", where=where, expected="a card a few levels deep",
+                          next_step="see an example with: litmus new") from error
     if not isinstance(data, dict):
-        raise LitmusError("the card is not a mapping", where=where, expected="keys paper, version, summary, ...")
+        raise LitmusError("the card is not a mapping", where=where, value=type(data).__name__, next_step="see an "
+                          "example with: litmus new", expected="the keys " + ", ".join(Card.model_fields))
     try:
         return Card.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, where) from error
-
-
-def _explain(error: ValidationError, where: object) -> LitmusError:
-    first = error.errors()[0]
-    key = ".".join(str(item) for item in first["loc"])
-    value, expected, step = first.get("input"), first["msg"].removeprefix("Value error, "), "fix the card"
-    problem = "the card is not valid"
-    if first["type"] == "extra_forbidden":
-        problem, value = "unknown key", first["loc"][-1]
-        expected = did_you_mean(str(value), _known_keys_at(first["loc"]))
-        step = "remove the key or correct its name"
-    elif first["type"] == "missing":
-        problem, value, expected = "a required key is missing", None, "this key"
-        step = "add it; 'litmus new' writes a complete example"
-    if isinstance(value, dict | list):
-        value = None
-    more = len(error.errors()) - 1
-    if more:
-        step += f" ({more} more problem{'s' if more > 1 else ''} in this card)"
-    return LitmusError(problem, where=where, key=key, value=value, expected=expected, next_step=step)
-
-
-def _known_keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
-        "paper": Paper, "metrics": Metric, "measure": Measure, "tune": Tune, "profiles": Override,
-        "parts": Part, "requires": Requirement, "claims": Claim, "experiments": Experiment,
-    }
-    for name in reversed([str(item) for item in loc[:-1]]):
-        if name in models:
-            return list(models[name].model_fields)
-    return list(Card.model_fields)
+        raise explain(error, Card, data, where) from error
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # base chosen at run time
@@ -354,25 +352,33 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
-def _known(what: str, names: Any, known: Any) -> None:
+def _known(what: str, names: Any, known: Any, key: str = "") -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"{what} '{name}' does not exist; {did_you_mean(str(name), known)}")
+            near = did_you_mean(str(name), [str(item) for item in known])
+            raise CardFault(f"this {what} does not exist", key=key, value=name, expected=near,
+                            next_step="correct it, or declare it in the experiment")
 
 
 def _distinct(what: str, names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{what} given twice: {', '.join(sorted(twice))}")
+        raise CardFault(f"{what} given twice", value=", ".join(twice), expected="each name once",
+                        next_step="rename one")
 
 
-def _condition_or_value_error(at: str, text: str) -> None:
-    from harness.declare.fields import MACHINE_NAMES
-
-    try:
-        Condition.parse(text, dict.fromkeys(MACHINE_NAMES, 1))
-    except LitmusError as error:
-        raise ValueError(f"{at}: where '{text}': {error.expected}") from error
+def _decidable(estimate: EstimateSpec, supported_if: str, refuted_if: str) -> None:
+    """Refuse a rule under which one verdict is out of reach, or two could hold at once."""
+    names = dict.fromkeys(MACHINE_NAMES, 1)
+    supported, refuted = Condition.parse(supported_if, names), Condition.parse(refuted_if, names)
+    low, high = estimate.domain()
+    for key, condition in (("supported_if", supported), ("refuted_if", refuted)):
+        if not condition.meets(low, high):
+            raise CardFault(f"{key} can never hold", value=str(condition), next_step="move the bound",
+                            expected=f"a region that this estimate can reach: it lies in [{low:g}, {high:g}]")
+    if not any(name in supported_if + refuted_if for name in MACHINE_NAMES) and supported.overlaps(refuted):
+        raise CardFault("supported_if and refuted_if overlap", value=f"{supported_if} and {refuted_if}",
+                        expected="regions that no interval lies in both of", next_step="move one bound")
 
 
 def _grid_size(grid: dict[str, list[Scalar]]) -> int:

@@ -7,6 +7,7 @@ round (speed), never across cells.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,10 @@ class _Spec(BaseModel):
         """The arm names this estimate reads; empty means all arms of the experiment."""
         return []
 
+    def domain(self) -> tuple[float, float]:
+        """The interval of values that the estimate can take."""
+        return (-math.inf, math.inf)
+
 
 class Ratio(_Spec):
     """``of / to`` of a metric, paired; the point is the median of log ratios, exponentiated."""
@@ -35,6 +40,9 @@ class Ratio(_Spec):
     ratio: str
     of: str
     to: str
+
+    def domain(self) -> tuple[float, float]:
+        return (0.0, math.inf)
 
     def metrics(self) -> list[str]:
         return [self.ratio]
@@ -64,7 +72,7 @@ class Equivalence(_Spec):
     equivalence: str
     of: str
     to: str
-    within: NumberField
+    within: Annotated[NumberField, Field(gt=0)]
     relative: bool = False
 
     def metrics(self) -> list[str]:
@@ -94,6 +102,9 @@ class Fraction(_Spec):
     of: str
     holds_if: ConditionField
 
+    def domain(self) -> tuple[float, float]:
+        return (0.0, 1.0)
+
     def metrics(self) -> list[str]:
         return [self.fraction]
 
@@ -121,6 +132,9 @@ class RankCorrelation(_Spec):
     rank_correlation: tuple[str, str]
     of: str | None = None
 
+    def domain(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
     def metrics(self) -> list[str]:
         return list(self.rank_correlation)
 
@@ -131,7 +145,7 @@ class RankCorrelation(_Spec):
 class Ordering(_Spec):
     """Whether ``metric`` rises along ``arms``: the smallest paired gap between neighbours, Holm over the gaps.
 
-    The estimate is the least favourable neighbour's gap (log ratio when ``log``), so ``> 0`` means the whole order holds.
+    The estimate is the least favourable neighbour's gap (log ratio when ``log``): ``> 0`` means the whole order holds.
     """
 
     ordering: str

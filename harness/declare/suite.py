@@ -13,7 +13,6 @@ from harness.errors import LitmusError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 Point = Mapping[str, Any]
 Buffers = tuple[Any, ...]
@@ -84,7 +83,8 @@ class Problem:
 class Artefacts(Protocol):
     """Where ``prepare`` keeps what it built."""
 
-    def get(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Any]) -> Any: ...
+    def get(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """What ``build(config)`` gave, now or in an earlier run with equal config, code and libraries."""
 
 
 class _BuildAlways:

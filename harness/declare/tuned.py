@@ -66,5 +66,6 @@ def load_tuned(path: Path) -> Tuned:
     except (yaml.YAMLError, ValidationError) as error:
         raise LitmusError(
             "tuned.yaml is not valid", where=path, value=str(error).splitlines()[0],
-            expected="the file that 'litmus tune' writes", next_step=f"delete it and run: litmus tune {path.parent.name}",
+            expected="the file that 'litmus tune' writes",
+            next_step=f"delete it and run: litmus tune {path.parent.name}",
         ) from error

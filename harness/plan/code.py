@@ -1,4 +1,4 @@
-"""Which code a suite's numbers depend on: its own files and what they import from this project, without importing any."""
+"""Which code a suite's numbers depend on: its own files and what they import here. Nothing is imported to find out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def code_hash(root: Path, folder: Path) -> str:
 
 def code_files(root: Path, folder: Path) -> set[Path]:
     """The files behind :func:`code_hash`; kernels in other languages beside an imported module count too."""
-    todo = [path for path in folder.glob("*.py")]
+    todo = list(folder.glob("*.py"))
     seen: set[Path] = set()
     while todo:
         path = todo.pop()
@@ -68,9 +68,9 @@ def _imported(tree: ast.AST, path: Path, root: Path) -> Iterator[str]:
 
 
 def _files_of(root: Path, name: str) -> Iterator[Path]:
-    if name.split(".")[0] not in _PROJECT_PACKAGES:
-        return
     parts = name.split(".")
+    if parts[0] not in _PROJECT_PACKAGES:
+        return
     for depth in range(1, len(parts) + 1):
         place = root.joinpath(*parts[:depth])
         yield place / "__init__.py"

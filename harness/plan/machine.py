@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _LIBRARIES = ("torch", "numpy", "numba", "scipy", "scikit-learn", "triton", "bitsandbytes")
+_SIMD = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -27,6 +28,7 @@ class Device:
 
     @property
     def kind(self) -> str:
+        """``cpu`` or ``cuda``."""
         return self.id.split(":")[0]
 
 
@@ -59,6 +61,7 @@ class Machine:
         return {**self.caches, "cores": self.cores, "memory": self.memory_bytes}
 
     def to_dict(self) -> dict[str, Any]:
+        """Everything, with the key, as stored in ``run.json``."""
         return {"key": self.key, **asdict(self)}
 
 
@@ -71,7 +74,7 @@ def this_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
         caches=_caches(),
-        simd=tuple(name for name in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve") if name in flags),
+        simd=tuple(name for name in _SIMD if name in flags),
         system=f"{platform.system()}-{platform.machine()}",
         devices=(Device("cpu", model, _memory_bytes()), *_cuda_devices()),
     )

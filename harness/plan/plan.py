@@ -52,17 +52,34 @@ def make_plan(root: Path, request: Request, machine: Machine) -> Plan:
     skipped: list[Skip] = []
     devices = _devices(request, machine)
     for entry, selectors in Catalog(root).select(request.selectors):
-        for cell, reason in _suite_cells(root, entry, selectors, request, devices):
-            reason = reason or _unfit(cell, machine)
+        for cell, planned_reason in _suite_cells(root, entry, selectors, request, devices):
+            reason = planned_reason or _unfit(cell, machine)
             if reason:
                 skipped.append(Skip(cell, reason))
             else:
                 kept.append(cell)
     if not kept and not skipped:
-        raise LitmusError("the selection holds no cell", value=", ".join(request.selectors), key="selector",
-                          expected="a point that the experiment has in this profile",
-                          next_step="see the points with: litmus run SELECTOR --dry-run")
+        raise _empty(root, request)
     return Plan(tuple(kept), tuple(skipped))
+
+
+def _empty(root: Path, request: Request) -> LitmusError:
+    """Why nothing was planned: an axis without the value asked for, or a device that no experiment is for."""
+    for entry, selectors in Catalog(root).select(request.selectors):
+        for selector in selectors:
+            for name, experiment in entry.card.experiments.items():
+                item = experiment.in_profile(request.profile) or experiment
+                for axis, value in selector.point if selector.takes_experiment(name) else ():
+                    if value not in item.axes.get(axis, [value]):
+                        return LitmusError(
+                            "the axis does not have this value in this profile", where=entry.folder / "card.yaml",
+                            key=f"experiments.{name}.axes.{axis}", value=value,
+                            expected="one of " + ", ".join(map(str, item.axes[axis])),
+                            next_step=f"see: litmus run {entry.slug} --profile {request.profile} --dry-run",
+                        )
+    return LitmusError("the selection holds no cell", where="the command line", key="--device",
+                       value=", ".join(request.devices), expected="a device that a selected experiment is for",
+                       next_step="leave --device out; see the cells with: litmus run --dry-run")
 
 
 def _devices(request: Request, machine: Machine) -> list[str]:
@@ -73,7 +90,8 @@ def _devices(request: Request, machine: Machine) -> list[str]:
     for name in request.devices:
         matching = [item for item in known if item == name or item.split(":")[0] == name]
         if not matching and name.split(":")[0] not in ("cpu", "cuda"):
-            raise LitmusError("no such device", key="--device", value=name, expected=did_you_mean(name, known))
+            raise LitmusError("no such device", where="the command line", key="--device", value=name,
+                              expected=did_you_mean(name, known), next_step="see what is there with: litmus doctor")
         chosen += matching or [name]
     return chosen
 
