@@ -16,7 +16,6 @@ from reference.kernels.project.bases import gram_basis, power_basis, random_basi
 from reference.kernels.project.dct import column_norms, dct_basis, dct_matrix, dct_project, dct_select, select_top
 from reference.kernels.project.eager import Side, back_project, project, small_side, update_weight
 
-
 # f(R, M, V, betas, eps) -> N, see reference.kernels.project.eager.adam_direction
 AdamDirection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[float, float], float], torch.Tensor]
 
