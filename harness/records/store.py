@@ -55,6 +55,8 @@ class RunInfo(BaseModel):
     finished_at: float | None = None
     profile: str
     selectors: list[str] = Field(default_factory=list)
+    devices: list[str] = Field(default_factory=lambda: ["auto"])
+    seeds: int | None = None
     command: str = ""
     litmus: str
     commit: str | None = None

@@ -76,7 +76,7 @@ class Cache:
                     _write(path, kept, about)
                 return kept
         except OSError as error:
-            self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); building without a cache")
+            self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); it is built anew")
             return _build(key, config, build)[0]
 
     def _read(self, path: Path) -> bytes | None:
@@ -103,7 +103,7 @@ def _own_generators(seed: int) -> Iterator[None]:
     import numpy as np
 
     torch = sys.modules.get("torch")
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch:

@@ -54,10 +54,12 @@ class Job:
     fresh: bool = False
 
     def to_json(self) -> str:
+        """One line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
+        """The inverse of :meth:`to_json`."""
         data = json.loads(text)
         data["limits"], data["arms"] = Limits(**data["limits"]), tuple(data["arms"])
         return cls(**data)
@@ -67,7 +69,7 @@ class Job:
 class Ending:
     """How a worker ended: ``done``, or the status its current arm gets, with the reason and the end of its output.
 
-    ``arm`` is the arm it was in, None where it had not begun one.
+    ``arm`` is the arm it was in, ``"*"`` while all were timed together, None where it had not begun one.
     """
 
     status: Literal["done", "timeout", "oom", "crashed", "cancelled"]
@@ -81,7 +83,11 @@ def cell_job(cell: Cell, root: str, arms: tuple[str, ...], process: int = 0) -> 
     return Job(
         task=cell.kind,
         root=root,
-        limits=Limits(arm_s=cell.timeout_s, memory_bytes=int(cell.memory_gib * 2**30)),
+        limits=Limits(
+            arm_s=cell.timeout_s,
+            memory_bytes=int(cell.memory_gib * 2**30),
+            startup_s=STARTUP_LIMIT_S + cell.timeout_s,
+        ),
         arms=arms,
         cell=cell.to_json(),
         process=process,

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 PAGE_BYTES = 4096
+# The name under which all arms run interleaved.
+TOGETHER = "*"
 _ARM, _PREPARING = 0, 1
 
 
@@ -28,8 +30,14 @@ class Page:
         os.ftruncate(fd, PAGE_BYTES)
         return fd
 
+    def name(self, arms: Sequence[str]) -> str | None:
+        """The arm of ``arms`` it is in, ``"*"`` while all run together, None before the first."""
+        names, index = (*arms, TOGETHER), self.arm
+        return names[index] if index is not None and index < len(names) else None
+
     @property
     def arm(self) -> int | None:
+        """The index into the job's arms, one past the last for all together."""
         number = self._numbers[_ARM]
         return None if number <= 0 else number - 1
 
@@ -39,6 +47,7 @@ class Page:
 
     @property
     def preparing(self) -> bool:
+        """Whether an artefact is being prepared."""
         return bool(self._numbers[_PREPARING])
 
     @preparing.setter
@@ -48,18 +57,18 @@ class Page:
 
 class _Here:
     page: Page | None = None
-    arms: Sequence[str] = ()
+    names: Sequence[str] = ()
 
 
 def attach(page: Page, arms: Sequence[str]) -> None:
     """Called once by a worker, before anything else here."""
-    _Here.page, _Here.arms = page, tuple(arms)
+    _Here.page, _Here.names = page, (*arms, TOGETHER)
 
 
 def enter(arm: str | None) -> None:
-    """From now on time and faults are this arm's; None: nobody's. An arm that the job does not know counts as nobody."""
+    """From now on time and faults are this arm's; ``"*"``: all arms' together; None or an unknown arm: nobody's."""
     if _Here.page is not None:
-        _Here.page.arm = _Here.arms.index(arm) if arm in _Here.arms else None
+        _Here.page.arm = _Here.names.index(arm) if arm in _Here.names else None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dataclasses import asdict
 
 from harness.run import processes, stage
 from harness.run.protocol import Ending, Job, Lines, decode, encode
-from harness.run.stage import Page
+from harness.run.stage import TOGETHER, Page
 
 TAIL_BYTES = 8192
 _TICK_S = {"speed": 0.1}
@@ -51,7 +51,7 @@ class Supervisor:
         self.page = Page(page_fd)
         self.tail, self.lines = _Tail(), Lines()
         self.done = False
-        self.used_s: dict[int | None, float] = {}
+        self.used_s: dict[str | None, float] = {}
         self.prepare_s = 0.0
         self.oom_kills = processes.oom_kills()
 
@@ -122,7 +122,7 @@ class Supervisor:
         if self.page.preparing:
             self.prepare_s += seconds
         else:
-            arm = self.page.arm
+            arm = self._arm()
             self.prepare_s = 0.0
             self.used_s[arm] = self.used_s.get(arm, 0.0) + seconds
 
@@ -132,8 +132,8 @@ class Supervisor:
             if self.prepare_s > limits.prepare_s:
                 return Ending("timeout", f"preparing took longer than {limits.prepare_s:g} s", arm)
             return None
-        limit_s = limits.startup_s if self.page.arm is None else limits.arm_s
-        if self.used_s.get(self.page.arm, 0.0) <= limit_s:
+        limit_s = limits.startup_s if arm is None else limits.arm_s * (len(self.job.arms) if arm == TOGETHER else 1)
+        if self.used_s.get(arm, 0.0) <= limit_s:
             return None
         what = "took longer" if arm else "took longer to load"
         return Ending("timeout", f"{what} than {limit_s:g} s", arm)
@@ -160,8 +160,7 @@ class Supervisor:
         return Ending("crashed", f"exited with code {os.WEXITSTATUS(status)} before it was finished", arm)
 
     def _arm(self) -> str | None:
-        index = self.page.arm
-        return self.job.arms[index] if index is not None and index < len(self.job.arms) else None
+        return self.page.name(self.job.arms)
 
     def _read(self, fd: int) -> int | None:
         """Take what is there: the number of bytes, 0 at the end of the stream, None where nothing waits."""
@@ -193,7 +192,7 @@ class Supervisor:
         if message["kind"] == "record":
             self._take_output()
             if message["record"]["status"] != "ok":
-                message["record"]["stderr_tail"] = self.tail.text()
+                message["record"]["stderr_tail"] = (message["record"]["stderr_tail"] + self.tail.text())[-TAIL_BYTES:]
                 line = encode(**message).rstrip(b"\n")
             self.tail.clear()
         self._send(line + b"\n")

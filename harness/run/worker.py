@@ -16,13 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from harness.declare.seeds import seed_for
-from harness.declare.suite import Suite
+from harness.declare.suite import EstimateFunction, Suite
 from harness.errors import LitmusError
 from harness.plan.cell import Cell
 from harness.records.record import Record
 from harness.run import stage
 from harness.run.artefact import Cache
 from harness.run.faults import describe
+from harness.run.measure.canary import builtin_folder
 from harness.run.protocol import Job, blank_record, encode
 
 
@@ -74,12 +75,30 @@ def _speed(job: Job, outbox: Outbox) -> None:
     from harness.run import speed
 
     cell = _cell(job)
-    suite = speed.builtin_suite(cell.suite) or _suite_or_records(job, cell, outbox)
+    suite = _suite_or_records(job, cell, outbox)
     if suite is None:
         return
     set_seeds(cell)
-    speed.run_speed(cell, suite, job.process, outbox.record)
+    speed.run_speed(cell, suite, job.process, outbox.record, stage.enter)
     stage.enter(None)
+
+
+def _ceilings(job: Job, outbox: Outbox) -> None:
+    from harness.run.measure.ceilings import measure_ceilings
+
+    outbox.send("result", value=measure_ceilings(tuple(job.argument["threads"])))
+
+
+def _judge(job: Job, outbox: Outbox) -> None:
+    from harness.judge.verdict import judge_run
+
+    root = Path(job.root)
+
+    def custom_of(name: str) -> Callable[[str], EstimateFunction]:
+        return load_suite(root, name).estimates.__getitem__
+
+    verdicts = judge_run(Path(job.argument["folder"]), root, custom_of)
+    outbox.send("result", value=[verdict.to_dict() for verdict in verdicts])
 
 
 def _cell(job: Job) -> Cell:
@@ -112,14 +131,22 @@ def _function_of(suite: Suite, cell: Cell) -> Callable[..., Any]:
 
 
 def load_suite(root: Path, name: str) -> Suite:
-    """Import ``suites/<family>/<slug>/suite.py`` below ``root`` and return its ``suite``."""
+    """Import ``suites/<family>/<slug>/suite.py`` below ``root`` and return its ``suite``.
+
+    The harness's own suites, such as the canary, are found beside its code. Raises LitmusError where there is none.
+    """
+    builtin = builtin_folder(name)
+    if builtin is not None:
+        return _suite_in(f"harness.run.builtin.{name.replace('/', '.')}.suite", builtin / "suite.py")
     if str(root) not in sys.path[:1]:
         sys.path.insert(0, str(root))
     parts = ["suites", *name.split("/")]
     for depth in range(1, len(parts) + 1):
         _package(".".join(parts[:depth]), root.joinpath(*parts[:depth]))
-    file = root.joinpath(*parts, "suite.py")
-    module_name = ".".join([*parts, "suite"])
+    return _suite_in(".".join([*parts, "suite"]), root.joinpath(*parts, "suite.py"))
+
+
+def _suite_in(module_name: str, file: Path) -> Suite:
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None or not file.is_file():
         raise LitmusError("the suite has no suite.py", where=file, next_step="create it: see docs/adding-a-suite.md")
@@ -138,7 +165,8 @@ def _package(name: str, folder: Path) -> None:
     if known is not None and str(folder) in list(getattr(known, "__path__", [])):
         return
     if (folder / "__init__.py").exists():
-        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        places = [str(folder)]
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=places)
         assert spec is not None and spec.loader is not None  # a path to an existing file always has one
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
@@ -172,7 +200,12 @@ def set_seeds(cell: Cell) -> None:
     torch.manual_seed(seed)
 
 
-_TASKS: dict[str, Callable[[Job, Outbox], None]] = {"trial": _trial, "speed": _speed}
+_TASKS: dict[str, Callable[[Job, Outbox], None]] = {
+    "trial": _trial,
+    "speed": _speed,
+    "ceilings": _ceilings,
+    "judge": _judge,
+}
 
 
 def main(job_fd: int, message_fd: int, page_fd: int) -> None:

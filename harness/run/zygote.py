@@ -33,6 +33,7 @@ class Zygote:
         self.sweeping = False
 
     def run(self) -> None:
+        """Say that it is ready, then serve until the parent is gone and nothing is left."""
         processes.adopt_orphans()
         wake_r, wake_w = os.pipe()
         for fd in (wake_r, wake_w):
@@ -132,7 +133,7 @@ def _work(job: Job, message_fd: int) -> None:
 
 
 def _import_determinism() -> None:
-    """The first use of torch's deterministic mode imports its compiler's settings, most of a second; do it once, here."""
+    """The first use of torch's deterministic mode imports its compiler's settings, most of a second: do it here."""
     import torch
 
     torch.use_deterministic_algorithms(True)

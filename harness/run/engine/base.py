@@ -1,4 +1,4 @@
-"""What an engine promises: run one job in its own process somewhere, hand over messages as they come, say how it ended."""
+"""What an engine promises: one job in its own process somewhere, its messages as they come, and how it ended."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class Engine(Protocol):
         ended and the error goes on. Every limit of the job is enforced. After :meth:`cancel` the ending is
         ``cancelled``.
         """
+
+    def ready(self) -> None:
+        """Block until jobs start without delay, so that the first one's time is its own. Raises LitmusError if never."""
 
     def cancel(self) -> None:
         """End all running jobs soon and refuse new ones; safe from any thread and from a signal's handler."""

@@ -10,7 +10,6 @@ import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import harness
 from harness.errors import LitmusError
@@ -50,6 +49,11 @@ class LocalEngine:
             if self._zygote is None or not self._zygote.alive():
                 self._zygote = _Zygote(self.root)
 
+    def ready(self) -> None:
+        """See :class:`harness.run.engine.base.Engine`."""
+        with self._lock:
+            self._started()
+
     def execute(self, job: Job, on_message: OnMessage) -> Ending:
         """See :class:`harness.run.engine.base.Engine`."""
         ours, theirs = socket.socketpair()
@@ -69,7 +73,7 @@ class LocalEngine:
                 self._running.discard(ours)
         if ending is not None:
             return ending
-        arm = job.arms[page.arm] if page.arm is not None else None
+        arm = page.name(job.arms)
         return _cancelled(arm) if self._cancelled else Ending("crashed", "killed together with its supervisor", arm)
 
     def _started(self) -> _Zygote:

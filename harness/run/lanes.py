@@ -1,0 +1,133 @@
+"""One cell from its first worker to its last record: whoever breaks a worker is blamed, the others are run again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness.plan.cell import Cell
+from harness.records.record import Record
+from harness.run.engine.base import Engine
+from harness.run.protocol import Ending, blank_record, cell_job, record_from
+from harness.run.stage import TOGETHER
+
+Emit = Callable[[Record], None]
+Note = Callable[[str], None]
+
+
+class Cancelled(Exception):
+    """The engine was told to stop; the cell is not finished and what it did not record is not recorded."""
+
+
+@dataclass
+class _Attempt:
+    """One worker of a cell: the arms it recorded and how it ended."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    ending: Ending = field(default_factory=lambda: Ending("done"))
+
+    def blamed(self, arms: Sequence[str]) -> list[str]:
+        """The arms without a record that get the ending's status: the one it broke in, or all if nobody knows."""
+        left = [arm for arm in arms if arm not in self.records]
+        return [self.ending.arm] if self.ending.arm in left else left
+
+
+def run_cell(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
+    """Run ``arms`` of ``cell`` and emit exactly one record for each. Raises Cancelled when the engine is cancelled."""
+    if cell.kind == "trial":
+        _run_trial(engine, root, cell, arms, emit, note)
+    else:
+        _run_speed(engine, root, cell, arms, emit, note)
+
+
+def _run_trial(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
+    left, number = list(arms), 1
+    while left:
+        attempt = _attempt(engine, root, cell, left, 0, note, partial(_emit_as, emit, number))
+        left = [arm for arm in left if arm not in attempt.records]
+        for arm in attempt.blamed(left):
+            _emit_as(emit, number, _broken(cell, arm, attempt.ending))
+            left.remove(arm)
+        number += 1
+
+
+def _run_speed(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
+    """The processes one after another; an arm that is not ok in one is left out of the following ones."""
+    from harness.run.speed import merge
+
+    partials: dict[str, list[Record]] = {arm: [] for arm in arms}
+    alive = list(arms)
+    for process in range(cell.measure.processes):
+        for arm, record in _speed_process(engine, root, cell, alive, process, note).items():
+            partials[arm].append(record)
+        alive = [arm for arm in alive if partials[arm][-1].status == "ok"]
+        if not alive:
+            break
+    for arm in arms:
+        emit(merge(partials[arm]))
+
+
+def _speed_process(
+    engine: Engine, root: Path, cell: Cell, arms: Sequence[str], process: int, note: Note
+) -> dict[str, Record]:
+    """One record for each of ``arms``, measured together; arms that break the worker are found and left out."""
+    found: dict[str, Record] = {}
+    left = list(arms)
+    while left:
+        attempt = _attempt(engine, root, cell, left, process, note)
+        if attempt.ending.status == "done":
+            broken = attempt.blamed(left)
+            found.update(attempt.records)
+        else:  # records that it did hand in were measured beside an arm that broke: measure them again
+            broken = _culprits(engine, root, cell, left, process, attempt, note)
+        found.update({arm: _broken(cell, arm, attempt.ending) for arm in broken})
+        left = [arm for arm in left if arm not in found]
+    return found
+
+
+def _culprits(
+    engine: Engine, root: Path, cell: Cell, arms: Sequence[str], process: int, attempt: _Attempt, note: Note
+) -> list[str]:
+    """Which arms broke the worker. When it broke while all were timed together, each is tried alone."""
+    if attempt.ending.arm != TOGETHER:
+        return attempt.blamed(arms)
+    if len(arms) == 1:
+        return list(arms)
+    alone = {arm: _attempt(engine, root, cell, [arm], process, note) for arm in arms}
+    return [arm for arm, tried in alone.items() if tried.ending.status != "done"] or list(arms)
+
+
+def _emit_as(emit: Emit, number: int, record: Record) -> None:
+    emit(replace(record, attempt=number))
+
+
+def _attempt(
+    engine: Engine, root: Path, cell: Cell, arms: Sequence[str], process: int, note: Note, emit: Emit | None = None
+) -> _Attempt:
+    attempt = _Attempt()
+
+    def on_message(message: dict[str, Any]) -> None:
+        if message["kind"] == "note":
+            note(f"{cell.label}: {message['text']}")
+        elif message["kind"] == "record":
+            record = record_from(message["record"])
+            attempt.records[record.arm] = record
+            if emit is not None:
+                emit(record)
+
+    attempt.ending = engine.execute(cell_job(cell, str(root), tuple(arms), process), on_message)
+    if attempt.ending.status == "cancelled":
+        raise Cancelled
+    return attempt
+
+
+def _broken(cell: Cell, arm: str, ending: Ending) -> Record:
+    now = time.time()
+    if ending.status == "done":
+        return blank_record(cell, arm, "crashed", "the worker ended without this arm's record", started_at=now)
+    assert ending.status != "cancelled"  # _attempt raises
+    return blank_record(cell, arm, ending.status, ending.reason, stderr_tail=ending.output_tail, started_at=now)
