@@ -31,7 +31,8 @@ def test_every_round_runs_all_arms_forward_then_backward(arms, rounds, seed):
         assert taken.process == [3] * (2 * rounds)
         assert taken.round == [index for index in range(rounds) for _ in range(2)]
         # The two places of an arm in a round are mirror images: drift that is linear in time cancels.
-        assert all(first + second == 2 * arms - 1 for first, second in zip(taken.position[::2], taken.position[1::2]))
+        pairs = zip(taken.position[::2], taken.position[1::2], strict=True)
+        assert all(first + second == 2 * arms - 1 for first, second in pairs)
         assert all(count >= 1 for count in taken.calls)
         assert all(elapsed > 0 for elapsed in taken.elapsed_ns)
 
