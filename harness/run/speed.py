@@ -19,20 +19,16 @@ from harness.run import check
 from harness.run.measure.memory import peak_of
 from harness.run.measure.rounds import Bench, run_rounds
 from harness.run.measure.threads import limit_threads
+from harness.run.protocol import blank_record
+from harness.run.stage import TOGETHER
 
 # A later process or check can only worsen a status.
 _SEVERITY = ("ok", "skipped", "throttled", "timeout", "oom", "crashed", "wrong")
-ROUNDS = "*"
 
 
-def base_record(cell: Cell, arm: str) -> Record:
-    """A record with all that is known before the arm runs; ``crashed`` until something better is known."""
-    return Record(
-        cell=cell.id, suite=cell.suite, experiment=cell.experiment, kind=cell.kind, arm=arm, point=dict(cell.point),
-        seed=cell.seed, device=cell.device, profile=cell.profile, status="crashed", card_version=cell.card_version,
-        code=cell.code, tuned=dict(cell.tuned.get(arm, {})), started_at=time.time(),
-        repro=f"litmus repro {cell.id}",
-    )
+def _begun(cell: Cell, arm: str) -> Record:
+    """The record of an arm that begins now; ``crashed`` until something better is known."""
+    return blank_record(cell, arm, "crashed", None, started_at=time.time())
 
 
 @dataclass
@@ -82,7 +78,7 @@ def run_speed(
         problem = suite.speeds[cell.experiment](point=cell.point, rng=rng, device=cell.device)
     except (NotTestable, SkipArm) as reason:
         for name in cell.arms:
-            emit(replace(base_record(cell, name), status="skipped", reason=str(reason)))
+            emit(replace(_begun(cell, name), status="skipped", reason=str(reason)))
         return
     limit_threads(cell.point.get("threads", 1))
     contenders = _contenders(cell, problem, emit)
@@ -91,7 +87,7 @@ def run_speed(
     for contender in contenders:
         enter(contender.name)
         _guard(contender, partial(_prove_before, problem, contender, sets, shared, process))
-    enter(ROUNDS)
+    enter(TOGETHER)
     _time(cell, [item for item in contenders if item.alive], sets, process)
     if process == 0:
         sets[0].redraw(rng)
@@ -106,7 +102,7 @@ def _contenders(cell: Cell, problem: Problem, emit: Callable[[Record], None]) ->
     contenders = []
     for name in cell.arms:
         arm = problem.arms.get(name)
-        record = base_record(cell, name)
+        record = _begun(cell, name)
         if arm is None:
             emit(replace(record, reason=f"the problem has no arm '{name}'; it has {', '.join(problem.arms)}"))
         elif isinstance(arm, SkipArm):
