@@ -29,9 +29,9 @@ def new(name: Annotated[str, typer.Argument(help="FAMILY/SLUG, both lower-case P
         if (root / path).exists():
             raise LitmusError("the file is there already, and is left as it is", where=root / path,
                               expected="a new name", next_step="choose another slug, or edit that file")
-    package = Path("reference", "methods", family, "__init__.py")
-    if not (root / package).exists():
-        files[package] = ""
+    for package in ("suites", "reference", "reference/methods", f"reference/methods/{family}"):
+        if not (root / package / "__init__.py").exists():
+            files[Path(package, "__init__.py")] = ""
     for path, text in files.items():
         _write(root / path, text)
         print(f"wrote {path}")

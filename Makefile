@@ -1,0 +1,56 @@
+# make bench            four papers from card to verdict, and the report's path
+# make help             every target
+PROFILE ?= small
+SUITES  ?=
+DEVICE  ?= auto
+BUDGET  ?=
+OUT     ?=
+PYTHON  ?=
+
+LITMUS := .venv/bin/litmus
+PY     := .venv/bin/python
+SHELL  := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: bench test lint report compare asv clean help readme-table venv
+
+bench: venv  ## run the suites, print the verdicts, write the report   [PROFILE SUITES DEVICE BUDGET OUT]
+	@status=0; \
+	$(LITMUS) run $(SUITES) --profile $(PROFILE) --device $(DEVICE) \
+	  $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT)) || status=$$?; \
+	case $$status in 0|4|5) $(LITMUS) report --run $(or $(OUT),latest) || exit $$?;; esac; \
+	exit $$status
+
+test: venv  ## run the tests   [ARGS="-k card"]
+	$(PY) -m pytest $(ARGS)
+
+lint: venv  ## ruff, mypy (strict on harness/), import contracts
+	$(PY) -m ruff check .
+	$(PY) -m mypy harness
+	.venv/bin/lint-imports
+
+report: venv  ## write the pages of the stored runs   [OUT]
+	$(LITMUS) report $(if $(OUT),--out $(OUT))
+
+compare: venv  ## claims whose verdict differs between two stored runs   A=RUN B=RUN
+	$(PY) ci/verdict_changes.py $(A) $(B)
+
+asv: venv  ## measure HEAD's gated speed cells with asv, into results/asv
+	$(PY) -m asv machine --yes
+	$(PY) -m asv run --python=same --set-commit-hash=$$(git rev-parse HEAD)
+
+readme-table: venv  ## fill README's table of verdicts from results/
+	$(PY) ci/readme_table.py
+
+venv:  ## set up .venv, or bring it up to date   [PYTHON=python3.12]
+	@PYTHON='$(PYTHON)' ci/venv
+
+clean:  ## remove what can be made again: .venv, caches, report/ and out/ (never results/)
+	rm -rf .venv .litmus .asv report out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks \
+	  .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PROFILE=smoke|small|full  SUITES="softmax/* galore"  DEVICE=auto|cpu|cuda|cuda:0  BUDGET=10m  OUT=FOLDER'
