@@ -1,0 +1,218 @@
+"""A section of a paper's page for one experiment: figures, dot rows, and the table of arms with their status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from harness.declare.card import Card, Experiment
+from harness.judge.tidy import tidy
+from harness.records.record import STATUSES
+from harness.report.figures import Figure, curve_figure, metric_figure, speed_figure
+from harness.report.numbers import axis_value, data, digits_for, with_unit
+from harness.report.panels import MAX_PANELS, Panel, running_axis, split
+from harness.report.speed_view import SpeedRow, limits_for, speed_rows
+from harness.report.strips import Scale, dot_strip, scale_ticks
+from harness.report.trial_view import TrialRow, curve_rows, trial_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One metric in one panel: a row per arm on a shared scale. ``rows`` are (arm, slot, strip, value, remark)."""
+
+    metric: str
+    panel: str
+    better: str
+    rows: tuple[tuple[str, int, Markup, Markup, str], ...]
+    scale: Markup
+
+
+@dataclass(frozen=True)
+class ArmStatus:
+    """How one arm's records ended; sizes in bytes, times in ns, medians over its ``ok`` records."""
+
+    arm: str
+    slot: int
+    counts: Mapping[str, int]
+    elapsed_ns: float | None
+    first_call_ns: float | None
+    peak_bytes: float | None
+    worst_error: float | None
+    tolerance: float | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page shows of an experiment. ``omitted`` says which panels were left out."""
+
+    name: str
+    kind: str
+    help: str
+    axes: tuple[tuple[str, str], ...]
+    seeds: int
+    arms: tuple[ArmStatus, ...]
+    statuses: tuple[str, ...]
+    figures: tuple[Figure, ...] = ()
+    curves: tuple[Figure, ...] = ()
+    dots: tuple[Dots, ...] = ()
+    table: tuple[SpeedRow, ...] = ()
+    caption: str = ""
+    omitted: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.figures or self.curves or self.dots)
+
+
+def arm_slots(card: Card) -> dict[str, int]:
+    """A colour slot for every arm of a paper, the same in all its experiments."""
+    arms = dict.fromkeys(arm for experiment in card.experiments.values() for arm in experiment.arms)
+    return {arm: index % SLOTS for index, arm in enumerate(arms)}
+
+
+def sections(card: Card, records: pd.DataFrame, info: Any) -> list[Section]:
+    """One section per experiment of the card that left records in this run."""
+    slots = arm_slots(card)
+    made = []
+    for name, experiment in card.experiments.items():
+        own = records.loc[(records["experiment"] == name).to_numpy()]
+        if len(own):
+            build = _speed if experiment.kind == "speed" else _trial
+            made.append(build(name, experiment, own, slots, info, _claimed(card, name)))
+    return made
+
+
+def _claimed(card: Card, name: str) -> list[str]:
+    """The metrics that claims about this experiment read: shown first."""
+    parts = [part for claim in card.claims for part in claim.resolved_parts() if part.experiment == name]
+    return list(dict.fromkeys(metric for part in parts for metric in part.estimate.metrics()))
+
+
+def _speed(
+    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: Any, claimed: list[str]
+) -> Section:
+    rows = speed_rows(tidy(records, name, experiment), records)
+    slots = _with_unknown(slots, rows)
+    x = running_axis(rows, at_least=2)
+    panels = split(rows, x)
+    base = _base(name, experiment, records, slots, info.profile)
+    shown, omitted = panels[:MAX_PANELS], max(0, len(panels) - MAX_PANELS)
+    if x is None:
+        dots = tuple(_time_dots(panel, slots) for panel in shown if panel.rows)
+        return Section(**base, dots=dots, table=tuple(rows), omitted=omitted,
+                       caption="Diamond: median over rounds; bar: the middle half of the rounds.")
+    caches = info.machine.get("caches") or {}
+    figures = tuple(
+        speed_figure(panel, x, slots, limits_for(info.ceilings, panel.rows[0].point.get("threads"),
+                                                 panel.rows[0].device), caches if panel.rows[0].device == "cpu" else {})
+        for panel in shown
+    )
+    caption = "Line: median over rounds; band: the middle half. "
+    if limits_for(info.ceilings, 1, "cpu") is not None:
+        caption += "Dashed: the roofline from the bandwidth and FLOP rate measured in this run. "
+    return Section(**base, figures=figures, table=tuple(rows), omitted=omitted, caption=caption.strip())
+
+
+def _trial(
+    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: Any, claimed: list[str]
+) -> Section:
+    order = [*claimed, *(metric for metric in experiment.metrics if metric not in claimed)]
+    scalars = [metric for metric in order if metric in experiment.metrics and not experiment.metrics[metric].series]
+    series = [metric for metric in order if metric in experiment.metrics and experiment.metrics[metric].series]
+    units = {metric: item.unit for metric, item in experiment.metrics.items()}
+    rows, curves = trial_rows(records, scalars), curve_rows(records, series)
+    slots = _with_unknown(slots, [*rows, *curves])
+    x = running_axis(rows, at_least=3)
+    base = _base(name, experiment, records, slots, info.profile)
+    panels, curve_panels = split(rows, x), split(curves, None)
+    omitted = max(0, len(panels) - MAX_PANELS) + max(0, len(curve_panels) - MAX_PANELS)
+    drawn: dict[str, Any] = {
+        "curves": tuple(curve_figure(panel, slots, units) for panel in curve_panels[:MAX_PANELS]), "omitted": omitted}
+    if x is not None:
+        figures = tuple(metric_figure(panel, x, slots, units) for panel in panels[:MAX_PANELS])
+        return Section(**base, **drawn, figures=figures, caption="Line: mean over seeds; band: its 95 % interval.")
+    dots = [_metric_dots(metric, panel, experiment, slots) for metric in scalars for panel in panels[:MAX_PANELS]]
+    return Section(**base, **drawn, dots=tuple(item for item in dots if item.rows),
+                   caption="Dot: one seed; diamond: their mean; bar: its 95 % interval.")
+
+
+def _time_dots(panel: Panel, slots: Mapping[str, int]) -> Dots:
+    rows: Sequence[SpeedRow] = panel.rows
+    scale = Scale.over([value for row in rows for value in row.time_ns])
+    made = []
+    for row in rows:
+        low, middle, high = row.time_ns
+        label = f"{row.arm}: {with_unit(middle, 'ns')} per call, middle half {with_unit(low, 'ns')} to " \
+                f"{with_unit(high, 'ns')}"
+        made.append((row.arm, slots[row.arm], dot_strip((), middle, low, high, slots[row.arm], scale, label),
+                     data(middle, "ns"), f"{row.n} rounds"))
+    return Dots("time per call", panel.title, "lower", tuple(made), scale_ticks(scale, "ns"))
+
+
+def _metric_dots(metric: str, panel: Panel, experiment: Experiment, slots: Mapping[str, int]) -> Dots:
+    rows: list[TrialRow] = [row for row in panel.rows if row.metric == metric]
+    unit = experiment.metrics[metric].unit
+    scale = Scale.over([value for row in rows for value in (*row.values, row.low, row.high)], pad=0.04)
+    made = []
+    for row in rows:
+        digits = digits_for(row.mean, row.low, row.high)
+        label = f"{row.arm}: mean {with_unit(row.mean, unit, digits)}, 95 % interval " \
+                f"{with_unit(row.low, unit, digits)} to {with_unit(row.high, unit, digits)}, {len(row.values)} seeds"
+        remark = f"{len(row.values)} seed{'s' if len(row.values) != 1 else ''}"
+        if row.failed:
+            remark += f", {row.failed} not finite"
+        made.append((row.arm, slots[row.arm],
+                     dot_strip(row.values, row.mean, row.low, row.high, slots[row.arm], scale, label),
+                     data(row.mean, unit, digits) if row.values else Markup("–"), remark))
+    return Dots(metric, panel.title, experiment.metrics[metric].better, tuple(made), scale_ticks(scale, unit))
+
+
+def _base(
+    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], profile: str
+) -> dict[str, Any]:
+    here = experiment.in_profile(profile) or experiment  # type: ignore[arg-type]  # a stored run's profile is one
+    counts = records["status"].astype(str).value_counts()
+    skipped = records.loc[(records["status"] != "ok").to_numpy(), "reason"].astype(str).value_counts()
+    return {
+        "name": name, "kind": experiment.kind, "help": experiment.help,
+        "axes": tuple((axis, ", ".join(axis_value(value) for value in values)) for axis, values in here.axes.items()),
+        "seeds": int(records["seed"].nunique()), "arms": _arms(records, slots),
+        "statuses": tuple(status for status in STATUSES if counts.get(status, 0)),
+        "reasons": {str(reason): int(count) for reason, count in skipped.items() if count},
+    }
+
+
+def _arms(records: pd.DataFrame, slots: Mapping[str, int]) -> tuple[ArmStatus, ...]:
+    found = []
+    for arm, own in records.groupby("arm", sort=False, observed=True):
+        good = own.loc[(own["status"] == "ok").to_numpy()]
+        checked = good.loc[good["error"].notna().to_numpy()].sort_values("error", ascending=False)
+        found.append(ArmStatus(
+            arm=str(arm), slot=slots.get(str(arm), 0),
+            counts={str(key): int(value) for key, value in own["status"].astype(str).value_counts().items()},
+            elapsed_ns=_median(good["elapsed_ns"]), first_call_ns=_median(good["first_call_ns"]),
+            peak_bytes=_median(good["peak_bytes"]),
+            worst_error=float(checked["error"].iloc[0]) if len(checked) else None,
+            tolerance=float(checked["tolerance"].iloc[0]) if len(checked) else None,
+        ))
+    return tuple(found)
+
+
+def _median(values: pd.Series) -> float | None:
+    positive = values[values > 0]
+    return float(positive.median()) if len(positive) else None
+
+
+def _with_unknown(slots: Mapping[str, int], rows: Sequence[Any]) -> dict[str, int]:
+    """Arms that only old records know get the last colour."""
+    return {**{row.arm: SLOTS - 1 for row in rows}, **slots}
