@@ -163,18 +163,24 @@ class _Session:
 
     def _timing_lane(self, cells: list[Cell]) -> None:
         """Speed cells, one after another, nothing else of this run beside them; the canary before and after."""
-        if not cells:
+        planned = [cell for cell in self.plan.cells if cell.kind == "speed"]
+        if not planned or (not cells and self.info.canary is not None):
             return
         yardsticks = Yardsticks(self.engine, self.root, self._keep, self.progress.note)
         occasion = Yardsticks.next_occasion(self._records.values())
-        yardsticks.canary(occasion)
+        if cells:
+            yardsticks.canary(occasion)
         if not self.info.ceilings:
-            self.info = self.info.model_copy(update={"ceilings": yardsticks.ceilings(cells)})
+            self._tell(ceilings=yardsticks.ceilings(planned))
         for cell in cells:
             self._one(cell)
         yardsticks.canary(occasion + 1)
-        summary = Yardsticks.summary(self._records.values())
-        self.info = self.info.model_copy(update={"canary": summary})
+        self._tell(canary=Yardsticks.summary(self._records.values()))
+
+    def _tell(self, **changes: Any) -> None:
+        """Update run.json at once: a run that is killed later keeps it."""
+        self.info = self.info.model_copy(update=changes)
+        write_run_info(self.folder, self.info)
 
     def _trial_lane(self, cells: list[Cell]) -> None:
         """Trial cells side by side, one thread each."""
@@ -225,9 +231,8 @@ class _Session:
         """Records and run.json first, for they cannot be made again; then the verdicts."""
         records = self._planned_records()
         counts: Counter[str] = Counter(record.status for record in records)
-        self.info = self.info.model_copy(update={"finished_at": time.time(), "counts": dict(counts)})
         write_records(self.folder, [*records, *Yardsticks.records_in(self._records.values())])
-        write_run_info(self.folder, self.info)
+        self._tell(finished_at=time.time(), counts=dict(counts))
         verdicts = [] if self.interrupted else self._judge()
         for verdict in verdicts:
             self.progress.judged(verdict)

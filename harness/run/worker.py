@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import importlib.util
+import inspect
 import os
 import random
 import sys
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.declare.seeds import seed_for
-from harness.declare.suite import EstimateFunction, Suite
+from harness.declare.suite import EstimateFunction, SkipArm, Suite
 from harness.errors import LitmusError
 from harness.plan.cell import Cell
 from harness.records.record import Record
@@ -25,6 +26,9 @@ from harness.run.artefact import Cache
 from harness.run.faults import describe
 from harness.run.measure.canary import builtin_folder
 from harness.run.protocol import Job, blank_record, encode
+
+_SPEED_PARAMETERS = ("point", "rng", "device")
+_TRIAL_PARAMETERS = ("arm", "point", "seed", "device")
 
 
 class Outbox:
@@ -200,11 +204,48 @@ def set_seeds(cell: Cell) -> None:
     torch.manual_seed(seed)
 
 
+def _inspect(job: Job, outbox: Outbox) -> None:
+    """What the suite registers, and what is wrong with its functions' parameters."""
+    suite = load_suite(Path(job.root), job.argument["suite"])
+    wrong = {}
+    for table, known in ((suite.speeds, _SPEED_PARAMETERS), (suite.trials, _TRIAL_PARAMETERS)):
+        for name, function in table.items():
+            tuned = suite.card.experiments[name].tune is not None
+            try:
+                inspect.signature(function).bind(**dict.fromkeys((*known, "tuned") if tuned else known))
+            except TypeError as error:
+                wrong[name] = str(error)
+    outbox.send("result", value={
+        "speed": list(suite.speeds), "trial": list(suite.trials), "estimates": list(suite.estimates),
+        "oracles": list(suite.oracles), "wrong_parameters": wrong,
+    })
+
+
+def _oracle(job: Job, outbox: Outbox) -> None:
+    """Run the oracles that the job names as its arms; one result each, the fault or None."""
+    one_thread()
+    suite = load_suite(Path(job.root), job.argument["suite"])
+    for name in job.arms:
+        stage.enter(name)
+        fault = None
+        try:
+            suite.oracles[name]()
+        except SkipArm as reason:
+            fault = f"skipped: {reason}"
+        except Exception as error:  # noqa: BLE001 - an oracle says no by raising, AssertionError or anything else
+            traceback.print_exc()
+            fault = describe(error)
+        outbox.send("result", name=name, value=fault)
+    stage.enter(None)
+
+
 _TASKS: dict[str, Callable[[Job, Outbox], None]] = {
     "trial": _trial,
     "speed": _speed,
     "ceilings": _ceilings,
     "judge": _judge,
+    "inspect": _inspect,
+    "oracle": _oracle,
 }
 
 

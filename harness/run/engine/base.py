@@ -24,7 +24,7 @@ class Engine(Protocol):
         """
 
     def ready(self) -> None:
-        """Block until jobs start without delay, so that the first one's time is its own. Raises LitmusError if never."""
+        """Block until jobs start without delay, so that the first one's time is its own. Raises LitmusError."""
 
     def cancel(self) -> None:
         """End all running jobs soon and refuse new ones; safe from any thread and from a signal's handler."""

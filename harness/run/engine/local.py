@@ -107,7 +107,7 @@ class _Zygote:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "harness.run.zygote", str(theirs.fileno())],
-                cwd=root, env=_environment(root), stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors,
+                cwd=root, env=environment(root), stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )
 
@@ -165,7 +165,7 @@ def _shut(conn: socket.socket) -> None:
         return  # it has just ended by itself
 
 
-def _environment(root: Path) -> dict[str, str]:
+def environment(root: Path) -> dict[str, str]:
     """The zygote's environment: one thread while it imports, equal hashes in every worker, the project importable."""
     package = str(Path(harness.__file__).resolve().parents[1])
     path = [str(root), package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
