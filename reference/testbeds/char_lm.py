@@ -135,7 +135,9 @@ class CharLM(nn.Module):
                 fill_normal(parameter, std, seed, name)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Integer codes [batch, time], time <= context -> logits [batch, time, vocabulary] of the next character."""
+        """Integer codes [batch, time] -> logits [batch, time, vocabulary] of the next character; time <= context."""
+        if tokens.shape[1] > self.config.context:
+            raise ValueError(f"{tokens.shape[1]} characters do not fit into a context of {self.config.context}")
         positions = self.position_embedding.weight[: tokens.shape[1]]
         x = self.embedding_norm(self.token_embedding(tokens)) + positions
         for block in self.blocks:

@@ -72,9 +72,10 @@ def conv_net(
 ) -> Classifier:
     """conv 5x5, pool to half, conv 3x3, conv 3x3, maximum over all places, linear; width, 2 width, 2 width channels.
 
-    ReLU behind each convolution, batch norm before it if asked; images of any even side. `min_weight_entries` widens each
-    layer just as far as it takes for the weights of all convolutions and of the head to have that many entries, for
-    methods that leave smaller tensors alone. Biases and norms are vectors and stay small: `small_tensors` names them.
+    ReLU behind each convolution, batch norm before it if asked; images of any even side. `min_weight_entries` widens
+    each layer just as far as it takes for the weights of all convolutions and of the head to have that many entries,
+    for methods that leave smaller tensors alone. Biases and norms are vectors and stay small: `small_tensors` names
+    them.
     """
     first = max(width, math.ceil(min_weight_entries / _KERNELS[0] ** 2))
     second = max(2 * width, math.ceil(min_weight_entries / (first * _KERNELS[1] ** 2)))

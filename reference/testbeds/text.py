@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,7 +98,7 @@ def encode(text: str) -> Tensor:
 
 def encode_bytes(ascii_text: bytes) -> Tensor:
     """The bytes as a tensor of their own memory, uint8 [len]."""
-    return torch.frombuffer(bytearray(ascii_text), dtype=torch.uint8)
+    return torch.from_numpy(np.array(bytearray(ascii_text), dtype=np.uint8))
 
 
 def decode(codes: Tensor) -> str:
