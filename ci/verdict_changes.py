@@ -22,7 +22,8 @@ def words(run: Run) -> dict[tuple[str, str], str]:
 
 def changes(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> list[tuple[str, str, str, str]]:
     """(suite, claim, verdict before, verdict after) of every claim that both have, where the two differ."""
-    return [(*key, before[key], after[key]) for key in sorted(before.keys() & after.keys()) if before[key] != after[key]]
+    both = sorted(before.keys() & after.keys())
+    return [(*key, before[key], after[key]) for key in both if before[key] != after[key]]
 
 
 def main(names: list[str]) -> int:

@@ -61,21 +61,21 @@ def run(
         print_plan(console(), make_plan(root, request, this_machine()))
         return
 
+    from harness.records.store import resolve_run
     from harness.run.session import RunOptions
 
-    command, folder = command_line(request, budget), None
-    if resume is not None:
-        if out is not None or request != Request():
-            raise LitmusError("a resumed run continues as it was asked for", where="the command line", key="--resume",
-                              value=resume, expected="no selectors, --profile, --device, --seeds or --out beside it",
-                              next_step=f"try: litmus run --resume {resume}")
-        request, command, folder = _resumed(root, resume)
+    if resume is not None and (out is not None or request != Request()):
+        raise LitmusError("a resumed run continues as it was asked for", where="the command line", key="--resume",
+                          value=resume, expected="no selectors, --profile, --device, --seeds or --out beside it",
+                          next_step=f"try: litmus run --resume {resume}")
+    folder = resolve_run(root, resume).folder if resume is not None else None
+    command = "" if folder else command_line(request, budget)
     options = RunOptions(out=out, resume=folder, jobs=jobs, budget_s=budget_s, command=command)
     _finish(_run(root, request, options))
 
 
 def command_line(request: Request, budget: str | None = None) -> str:
-    """The command that asks for ``request`` again, stored with the run and read back by ``--resume``."""
+    """The command that asks for ``request`` again, stored with the run."""
     words = ["litmus", "run", *request.selectors, "--profile", request.profile]
     for name in request.devices if request.devices != ("auto",) else ():
         words += ["--device", name]
@@ -84,36 +84,6 @@ def command_line(request: Request, budget: str | None = None) -> str:
     if budget is not None:
         words += ["--budget", budget]
     return shlex.join(words)
-
-
-def request_of(command: str) -> Request:
-    """The inverse of :func:`command_line`. Raises ValueError for another command."""
-    words = shlex.split(command)
-    if words[:2] != ["litmus", "run"]:
-        raise ValueError("not a run's command")
-    selectors: list[str] = []
-    options: dict[str, list[str]] = {}
-    rest = iter(words[2:])
-    for word in rest:
-        if word.startswith("--"):
-            options.setdefault(word, []).append(next(rest, ""))
-        else:
-            selectors.append(word)
-    seeds = options.get("--seeds")
-    return Request(tuple(selectors), parse_profile(options.get("--profile", ["small"])[0]),
-                   parse_devices(options.get("--device", [])), int(seeds[0]) if seeds else None)
-
-
-def _resumed(root: Path, name: str) -> tuple[Request, str, Path]:
-    from harness.records.store import resolve_run
-
-    stored = resolve_run(root, name)
-    try:
-        return request_of(stored.info.command), stored.info.command, stored.folder
-    except (ValueError, LitmusError) as error:
-        raise LitmusError("the run does not say how it was asked for", where=stored.folder / "run.json", key="command",
-                          value=stored.info.command, expected="the 'litmus run ...' line that started it",
-                          next_step="start a new run with: litmus run") from error
 
 
 def _run(root: Path, request: Request, options: RunOptions) -> tuple[RunResult, PlainProgress]:

@@ -17,12 +17,12 @@ _WORST_FIRST = ("crashed", "oom", "timeout", "wrong", "throttled", "skipped", "o
 
 @dataclass
 class Tally:
-    """Counts of one run's cells. ``waiting`` maps (suite, experiment) to cells that have not finished."""
+    """Counts of one run's cells. ``waiting`` maps the ids of cells that have not finished to (suite, experiment)."""
 
     total: int = 0
     done: int = 0
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
-    waiting: Counter[tuple[str, str]] = field(default_factory=Counter)
+    waiting: dict[str, tuple[str, str]] = field(default_factory=dict)
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[Record] = field(default_factory=list)
@@ -31,8 +31,8 @@ class Tally:
 
     def planned(self, cells: Sequence[Cell]) -> None:
         """Start counting ``cells``."""
-        self.total = len(cells)
-        self.waiting = Counter((cell.suite, cell.experiment) for cell in cells)
+        self.waiting = {cell.id: (cell.suite, cell.experiment) for cell in cells}
+        self.total = len(self.waiting)
 
     def started(self, cell: Cell, now_s: float) -> None:
         """``cell`` runs since ``now_s``."""
@@ -42,6 +42,9 @@ class Tally:
         """One arm's record arrived."""
         self.statuses[record.status] += 1
         self._records[record.cell].append(record.status)
+        if record.status == "skipped" and record.cell in self.waiting and record.cell not in self.running:
+            del self.waiting[record.cell]  # dropped before it started: it did not fit into the budget
+            self.total -= 1
         if record.status not in ("ok", "skipped"):
             self.failures.append(record)
 
@@ -50,7 +53,7 @@ class Tally:
         key = (cell.suite, cell.experiment)
         self.running.pop(cell.id, None)
         self.done += 1
-        self.waiting[key] -= 1
+        self.waiting.pop(cell.id, None)
         self.seconds[key].append(seconds)
         found = self._records.pop(cell.id, [])
         return next((status for status in _WORST_FIRST if status in found), "no record")
@@ -69,9 +72,7 @@ class Tally:
         if not spent:
             return None
         overall = sum(spent) / len(spent)
-        ahead = sum(
-            count * (sum(self.seconds[key]) / len(self.seconds[key]) if key in self.seconds else overall)
-            for key, count in self.waiting.items() if count > 0
-        )
+        mean = {key: sum(values) / len(values) for key, values in self.seconds.items()}
+        ahead = sum(mean.get(key, overall) for key in self.waiting.values())
         overlap = min(1.0, elapsed_s / sum(spent)) if sum(spent) > 0 else 1.0
         return ahead * overlap

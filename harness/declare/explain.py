@@ -50,8 +50,8 @@ def _parts(first: Any, model: type[BaseModel]) -> tuple[str, object, str, str]:
         return raised.problem, raised.value if raised.value is not None else shown, raised.expected, raised.next_step
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])
-        return ("unknown key", name, did_you_mean(name, _keys_at(model, first["loc"][:-1])),
-                "remove the key or correct its name")
+        step = 'inside {...} write it in quotes: "best(a, b)"' if ")" in name else "remove the key or correct its name"
+        return "unknown key", name, did_you_mean(name, _keys_at(model, first["loc"][:-1])), step
     if kind == "estimate_kind":
         keys = ", ".join(map(str, value)) if isinstance(value, dict) else shown
         return ("the estimate is of no known kind", keys, first["msg"].removeprefix("expected "),

@@ -28,8 +28,10 @@ def _scalar(value: Any) -> Any:
         return _number(value)
     if isinstance(value, str) and any(mark in value for mark in "()*/"):
         return _number(value)  # refuses: text that only looks like code
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | str):
         return value
+    if isinstance(value, int | float):
+        return _number(value)
     raise CardFault("not a single value", expected="a number, a word or true/false", next_step="write one value")
 
 
