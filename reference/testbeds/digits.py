@@ -62,7 +62,7 @@ def _all_digits() -> tuple[Tensor, Tensor]:
 
 def _stratified(rows: Tensor, labels: Tensor, second: float | int, seed: int) -> tuple[Tensor, Tensor]:
     """The rows in two parts; `second` is the share, or the number, of rows in the second."""
-    parts = train_test_split(rows.numpy(), test_size=second, random_state=seed, stratify=labels[rows].numpy())
+    parts = train_test_split(rows.numpy(), test_size=second, random_state=seed % 2**32, stratify=labels[rows].numpy())
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
 
 

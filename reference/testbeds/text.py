@@ -4,12 +4,14 @@ Both depend on the interpreter's version, so `Corpus.digest` belongs into every 
 """
 
 import ast
+import gc
 import hashlib
 import importlib
 import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -59,7 +61,8 @@ def corpus(name: str, byte_cap: int = 2_000_000) -> Corpus:
 
     Documents are taken in the order of their names' SHA-256 until the cap is reached, so a smaller cap gives a prefix
     of a larger one, and a document's side of the 95/5 split follows from its name alone: DOC's docstrings of a module
-    are on the same side as CODE's source of it. Cached per process; the first DOC takes about two seconds.
+    are on the same side as CODE's source of it. Cached per process; the first DOC takes one or two seconds, so a suite
+    with many short runs had better prepare it once.
 
     Raises KeyError for another name, ValueError when the cap leaves a side empty, LookupError when this Python was
     installed without its sources or help topics.
@@ -189,12 +192,23 @@ def _modules(root: Path) -> dict[str, Path]:
 
 
 def _docstrings(path: Path) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in the stdlib's own sources are not the user's business
-        tree = ast.parse(path.read_bytes())
     found: list[str] = []
-    _collect_docstrings(tree, found)
+    with warnings.catch_warnings(), _no_garbage_collection():
+        warnings.simplefilter("ignore")  # invalid escapes in the stdlib's own sources are not the user's business
+        _collect_docstrings(ast.parse(path.read_bytes()), found)
     return _SEPARATOR.join(found)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Syntax trees are many objects without cycles: looking for cycles among them doubles the time of parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _collect_docstrings(node: ast.AST, found: list[str]) -> None:

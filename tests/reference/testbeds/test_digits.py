@@ -55,3 +55,8 @@ def test_hard_digits_are_the_same_digits_shifted_and_noisy():
     residual = (inside + outside).flatten(1) / 144
     assert residual.min(1).values.mean().sqrt().item() == pytest.approx(0.3, rel=0.03)
     assert residual.argmin(1).unique().tolist() == list(range(25))
+
+
+def test_seeds_of_any_size_are_taken():
+    assert torch.equal(digits(2**32 + 1).train_x, digits(1).train_x)
+    assert not torch.equal(digits_hard(2**32 + 1).train_x, digits_hard(1).train_x)  # shifts and noise see all of it
