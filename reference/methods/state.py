@@ -18,11 +18,15 @@ def state_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Ten
         roots: list[Any] = [value for name, value in vars(optimizer).items() if name != "param_groups"]
     else:
         roots = [optimizer.state[p] for p in parameters if p in optimizer.state]
-    own = {p.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]}
-    own |= {p.grad.untyped_storage().data_ptr() for group in optimizer.param_groups for p in group["params"]
-            if p.grad is not None}
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors_in(roots)}
+    own = {_memory(p) for group in optimizer.param_groups for p in group["params"]}
+    own |= {_memory(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    storages = {_memory(tensor): tensor.untyped_storage().nbytes() for tensor in tensors_in(roots)}
     return sum(size for place, size in storages.items() if place not in own)
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """What tells one piece of memory from another; meta tensors have none, so each is its own."""
+    return id(tensor) if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
