@@ -1,0 +1,1 @@
+"""Pure functions on tables: from records to estimates, from estimates to verdicts."""

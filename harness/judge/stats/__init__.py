@@ -1,0 +1,1 @@
+"""Intervals and tests on small arrays; whatever scipy has is scipy's."""
