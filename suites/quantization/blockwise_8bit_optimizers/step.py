@@ -1,0 +1,153 @@
+"""The speed experiment: one AdamW step on one tensor, 8-bit and 32-bit arms holding the same moments."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.declare.suite import Arm, Problem, SkipArm
+from reference.kernels.quantize import adam8bit_step, cost, dequantize_blockwise, dynamic_map, truth
+
+Tensor = torch.Tensor
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+BLOCK = 256
+STEP = 10
+HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+# Half the widest gap of the dynamic map, and a little rounding: what coding a moment may cost, in units of its scale.
+CODING_ERROR = 0.00705
+
+
+def step_problem(n: int) -> Problem:
+    """One step on ``n`` parameters. Inputs are p, g and both moments coded; 32-bit arms start from these, decoded."""
+    return Problem(
+        inputs=lambda rng: draw(n, rng),
+        buffers=lambda *inputs: (),
+        truth=true_step,
+        arms={
+            "fused_8bit": eight_bit_arm(n, "numba"),
+            "eager_8bit": eight_bit_arm(n, "eager"),
+            "bitsandbytes_8bit": bitsandbytes_arm(n),
+            "torch_fused": torch_arm(n, fused=True),
+            "torch_foreach": torch_arm(n, foreach=True),
+        },
+        input_bytes=n * 10,
+        tolerance=1e-5,
+        error=step_error,
+    )
+
+
+def draw(n: int, rng: np.random.Generator) -> Inputs:
+    """Parameters of the size of a step, so that an error in the step shows; second moments far enough from zero."""
+    blocks = -(-n // BLOCK)
+    return (
+        torch.from_numpy(rng.standard_normal(n, dtype=np.float32) * np.float32(HYPER["lr"])),
+        torch.from_numpy(rng.standard_normal(n, dtype=np.float32)),
+        torch.from_numpy(rng.integers(0, 256, n, dtype=np.uint8)),
+        torch.from_numpy(rng.integers(64, 256, n, dtype=np.uint8)),
+        torch.from_numpy(rng.uniform(0.5, 1.5, blocks).astype(np.float32)),
+        torch.from_numpy(rng.uniform(0.5, 1.5, blocks).astype(np.float32)),
+    )
+
+
+def true_step(p: Tensor, g: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor) -> Any:
+    """(p, m, v) after the step, float64."""
+    m = truth.dequantize(m_codes.numpy(), m_scale.numpy(), dynamic_map(True).numpy(), BLOCK)
+    v = truth.dequantize(v_codes.numpy(), v_scale.numpy(), dynamic_map(False).numpy(), BLOCK)
+    return truth.adam(p.numpy(), g.numpy(), m, v, step=STEP, **HYPER)
+
+
+def step_error(outputs: Any, expected: Any) -> float:
+    """The relative error of p, or what the moments are off beyond the coding error, whichever is larger."""
+    p, *moments = (np.asarray(item, dtype=np.float64) for item in outputs)
+    worst = np.abs(p - expected[0]).max() / np.abs(expected[0]).max()
+    for got, want in zip(moments, expected[1:], strict=True):
+        starts = np.arange(0, want.size, BLOCK)
+        scale = np.repeat(np.maximum.reduceat(np.abs(want), starts), BLOCK)[: want.size]
+        worst = max(worst, (np.abs(got - want) / scale).max() - CODING_ERROR)
+    return float(worst)
+
+
+def eight_bit_arm(n: int, backend: str) -> Arm:
+    """This project's step."""
+
+    def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
+        adam8bit_step(rest[4], g, *rest[5:], step=STEP, block=BLOCK, backend=backend, **HYPER)
+
+    return coded_arm(n, run)
+
+
+def bitsandbytes_arm(n: int) -> Arm | SkipArm:
+    """The library's step on CPU tensors, which is made of separate torch operations there."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return SkipArm("bitsandbytes is not installed")
+    import bitsandbytes  # noqa: F401  # registers the operator
+
+    def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
+        peer_step(rest[4], g, *rest[5:], step=STEP)
+
+    return coded_arm(n, run)
+
+
+def peer_step(
+    p: Tensor, g: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor, step: int
+) -> None:
+    """One AdamW step by bitsandbytes' operator, in place."""
+    torch.ops.bitsandbytes.optimizer_update_8bit_blockwise(
+        "adam", g, p, m_codes, v_codes, HYPER["beta1"], HYPER["beta2"], 0.0, 0.0, HYPER["eps"], step, HYPER["lr"],
+        dynamic_map(True), dynamic_map(False), m_scale, v_scale, HYPER["weight_decay"], 1.0, False,
+    )
+
+
+def coded_arm(n: int, run: Callable[..., None]) -> Arm:
+    """An arm whose buffers are p and the coded moments."""
+
+    def outputs(p: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor) -> tuple[Tensor, ...]:
+        m = dequantize_blockwise(m_codes, m_scale, dynamic_map(True), block=BLOCK, shape=(n,))
+        v = dequantize_blockwise(v_codes, v_scale, dynamic_map(False), block=BLOCK, shape=(n,))
+        return p, m, v
+
+    return Arm(
+        run=run,
+        bytes_moved=cost.adam8bit_bytes(n, BLOCK),
+        flops=cost.adam8bit_flops(n),
+        buffers=lambda p, g, *state: tuple(item.clone() for item in (p, *state)),
+        outputs=outputs,
+        in_place=True,
+    )
+
+
+def torch_arm(n: int, **implementation: bool) -> Arm:
+    """torch.optim.AdamW in one of its implementations."""
+
+    def buffers(p: Tensor, g: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor) -> tuple[Any]:
+        parameter = torch.nn.Parameter(p.clone())
+        optimizer = torch.optim.AdamW(
+            [parameter], lr=HYPER["lr"], betas=(HYPER["beta1"], HYPER["beta2"]), eps=HYPER["eps"],
+            weight_decay=HYPER["weight_decay"], **implementation,
+        )
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(STEP - 1)),
+            "exp_avg": dequantize_blockwise(m_codes, m_scale, dynamic_map(True), block=BLOCK, shape=(n,)),
+            "exp_avg_sq": dequantize_blockwise(v_codes, v_scale, dynamic_map(False), block=BLOCK, shape=(n,)),
+        }
+        return (optimizer,)
+
+    def run(p0: Tensor, g: Tensor, *rest: Any) -> None:
+        optimizer = rest[4]
+        optimizer.param_groups[0]["params"][0].grad = g
+        optimizer.step()
+
+    def outputs(optimizer: torch.optim.Optimizer) -> tuple[Tensor, ...]:
+        parameter = optimizer.param_groups[0]["params"][0]
+        state = optimizer.state[parameter]
+        return parameter.detach(), state["exp_avg"], state["exp_avg_sq"]
+
+    return Arm(
+        run=run, bytes_moved=cost.adam_fp32_bytes(n), flops=cost.adam_flops(n), buffers=buffers, outputs=outputs,
+        in_place=True,
+    )
