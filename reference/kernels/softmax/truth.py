@@ -1,0 +1,58 @@
+"""The float64 truth of softmax and the distance from it, in units of the last place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+UNIT = 2.0**-24  # half the spacing of float32 above 1
+SMALLEST = 2.0**-100  # outputs below are held to an absolute bound
+_SLICE = 2**18
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """float64 softmax over the last axis, relative to the maximum; -inf gives 0, a row of -inf or with NaN or +inf gives NaN."""
+    result = x.astype(np.float64)
+    with np.errstate(invalid="ignore", under="ignore"):
+        result -= np.max(result, axis=-1, keepdims=True, initial=-np.inf)
+        np.exp(result, out=result)
+        result /= result.sum(axis=-1, keepdims=True)
+    return result
+
+
+def log_sum_exp(x: np.ndarray) -> float:
+    """ln(sum(e^x)) of a vector in float64."""
+    wide = x.astype(np.float64)
+    largest = wide.max()
+    wide -= largest
+    return float(largest + np.log(np.exp(wide, out=wide).sum()))
+
+
+def error_units(outputs: np.ndarray, expected: np.ndarray, scale: float = 1.0) -> float:
+    """The largest |scale*output / expected - 1| / 2^-24 over expected values above 2^-100.
+
+    Infinite when shapes differ, NaN stand elsewhere than expected, or an output whose expected value is smaller than
+    2^-100 is negative or above 2^-99.
+    """
+    got, want = np.asarray(outputs).reshape(-1), np.asarray(expected).reshape(-1)
+    if got.shape != want.shape or np.shape(outputs) != np.shape(expected):
+        return float("inf")
+    worst = 0.0
+    for start in range(0, got.size, _SLICE):
+        cut = slice(start, start + _SLICE)
+        worst = max(worst, _worst(got[cut].astype(np.float64) * scale, want[cut]))
+    return worst
+
+
+def _worst(got: np.ndarray, want: np.ndarray) -> float:
+    missing = np.isnan(want)
+    if missing.any():
+        if not np.array_equal(missing, np.isnan(got)):
+            return float("inf")
+        got, want = got[~missing], want[~missing]
+    large = want > SMALLEST
+    small = got[~large]
+    if not ((small >= 0.0) & (small <= 2.0 * SMALLEST)).all():
+        return float("inf")
+    relative = np.abs(got[large] / want[large] - 1.0)
+    worst = float(np.max(relative, initial=0.0)) / UNIT
+    return worst if worst == worst else float("inf")
