@@ -37,13 +37,15 @@ class Canary:
 
     @classmethod
     def read(cls, summary: Mapping[str, Any] | None) -> Canary:
-        """From ``run.json``; a run without a canary, or with one that alarmed, has a ``fault``."""
-        floor = (summary or {}).get("floor")
+        """From ``run.json`` (``floor`` there is a ratio minus one); no canary, or one that alarmed, is a ``fault``."""
+        found = summary or {}
+        floor = found.get("floor")
         if not isinstance(floor, int | float) or not math.isfinite(floor) or floor < 0:
-            return cls(0.0, "this run measured no A/A floor")
-        if summary and summary.get("alarm"):
-            return cls(float(floor), f"the A/A canary alarmed: equal code differed by up to {math.expm1(floor):.2%}")
-        return cls(float(floor), None)
+            return cls(0.0, "no verdict on time, since this run measured no A/A floor")
+        if found.get("alarm"):
+            fault = f"no verdict on time, since the A/A canary alarmed: equal code differed by up to {floor:.2%}"
+            return cls(math.log1p(floor), fault)
+        return cls(math.log1p(floor), None)
 
 
 def is_timed(spec: EstimateSpec, experiment: Experiment) -> bool:

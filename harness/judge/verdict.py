@@ -74,8 +74,8 @@ def judge_suite(
     """A verdict for every claim of ``card``, in its order, from the records of suite ``name`` (others are ignored).
 
     ``records`` are one run's, with the sample columns; ``constants`` the machine's; ``canary`` the run's summary, with
-    ``floor`` (a |log ratio|) and ``alarm``; ``custom`` finds the suite's own estimates. Nothing a suite's estimate does
-    is raised: it becomes ``not run`` with the reason.
+    ``floor`` (a ratio minus one) and ``alarm``; ``custom`` finds the suite's own estimates. What one of them
+    raises becomes ``not run`` with the reason.
     """
     mine = records[records["suite"] == name]
     other = sorted(set(mine["card_version"]) - {card.version})

@@ -188,19 +188,27 @@ def _age(item: tuple[Run, LitmusError | None]) -> tuple[float, str]:
 
 def _run_folders(results: Path) -> Iterator[Path]:
     inside = results.resolve()
-    for machine in _folders(results):
-        for folder in _folders(machine):
-            path = folder / RUN_FILE
-            if path.is_file() and path.resolve().is_relative_to(inside):
+    for machine in _folders(results, inside):
+        for folder in _folders(machine, inside):
+            if _leads_inside(folder / RUN_FILE, inside) and (folder / RUN_FILE).is_file():
                 yield folder
 
 
-def _folders(parent: Path) -> list[Path]:
+def _folders(parent: Path, inside: Path) -> list[Path]:
     try:
         with os.scandir(parent) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            paths = sorted(Path(entry.path) for entry in entries if not entry.name.startswith("."))
     except OSError:
         return []
+    return [path for path in paths if _leads_inside(path, inside) and path.is_dir()]
+
+
+def _leads_inside(path: Path, inside: Path) -> bool:
+    """Whether ``path``, its links followed, is a readable place below ``inside``."""
+    try:
+        return path.resolve(strict=True).is_relative_to(inside)
+    except (OSError, RuntimeError):  # RuntimeError is Python 3.11's word for a loop of links
+        return False
 
 
 def resolve_run(root: Path, text: str) -> Run:
