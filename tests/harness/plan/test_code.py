@@ -11,7 +11,7 @@ def edit(root, name, text):
 
 @pytest.fixture
 def hash_after(root):
-    """The suite's hash after an edit; the file's parsed form is cached, so each edit goes to a fresh copy of the tree."""
+    """The suite's hash after an edit."""
     folder = root / "suites" / "alpha" / "one"
 
     def measure(name=None, text=None):
