@@ -12,7 +12,7 @@ from typing import Any
 from harness.plan.cell import Cell
 from harness.records.record import Record
 from harness.run.engine.base import Engine
-from harness.run.protocol import Ending, blank_record, cell_job, record_from
+from harness.run.protocol import Ending, blank_record, cell_job, record_from, repro_line
 from harness.run.stage import TOGETHER
 
 Emit = Callable[[Record], None]
@@ -114,7 +114,7 @@ def _attempt(
         if message["kind"] == "note":
             note(f"{cell.label}: {message['text']}")
         elif message["kind"] == "record":
-            record = record_from(message["record"])
+            record = replace(record_from(message["record"]), cell=cell.id, repro=repro_line(cell))
             attempt.records[record.arm] = record
             if emit is not None:
                 emit(record)

@@ -42,7 +42,7 @@ def repro(root: Path, name: str, arms: tuple[str, ...] = ()) -> list[Record]:
     process = subprocess.Popen(command, cwd=root, env=environment(root), pass_fds=fds)
     for fd in fds:
         os.close(fd)
-    records = list(_records(reading))
+    records = [replace(record, cell=cell.id) for record in _records(reading)]
     code = process.wait()
     told = {record.arm for record in records}
     reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,10 @@ class RunResult:
     verdicts: Sequence[Mapping[str, Any]]
 
 
-def run(root: Path, request: Request, options: RunOptions, progress: Progress) -> RunResult:
-    """Run ``request``, or go on with ``options.resume`` as it was asked for then.
+def run(
+    root: Path, request: Request, options: RunOptions, progress: Progress, engine: Engine | None = None
+) -> RunResult:
+    """Run ``request``, or go on with ``options.resume`` as it was asked for then; ``engine``: this machine.
 
     Every finished record is safe before the next one starts. Raises LitmusError where the request names nothing, or
     the folder cannot be written, is in use or holds another run.
@@ -71,10 +73,15 @@ def run(root: Path, request: Request, options: RunOptions, progress: Progress) -
     folder = options.resume or options.out or about.default_folder(root, machine, request.profile)
     with Journal(folder, options.command) as journal:
         _refuse_other_run(folder, options)
-        with LocalEngine(root, options.jobs or machine.cores) as engine:
-            engine.warm()
+        with nullcontext(engine) if engine else _local(root, options.jobs or machine.cores) as running:
             info = about.run_info(root, folder, request, options.command, machine, plan, before)
-            return _Session(root, plan, info, options, machine, journal, engine, progress).run()
+            return _Session(root, plan, info, options, machine, journal, running, progress).run()
+
+
+def _local(root: Path, slots: int) -> LocalEngine:
+    engine = LocalEngine(root, slots)
+    engine.warm()  # its libraries load while the run is described
+    return engine
 
 
 def _resumed_info(folder: Path) -> RunInfo:

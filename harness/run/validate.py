@@ -52,7 +52,7 @@ def validate(root: Path, suite: str, progress: Progress) -> list[Check]:
         checks += [_functions(card, seen), _estimates(card, seen), _tuning(root, entry)]
         checks.append(_oracles(engine, root, entry, seen))
         watch = _Watch(progress)
-        checks += _smoke(root, entry, watch)
+        checks += _smoke(engine, root, entry, watch)
         checks.append(_determinism(engine, root, watch))
     return checks
 
@@ -144,12 +144,12 @@ class _Watch:
         return getattr(self._progress, name)  # type: ignore[no-any-return]  # the Protocol's other methods
 
 
-def _smoke(root: Path, entry: Entry, watch: _Watch) -> list[Check]:
+def _smoke(engine: Engine, root: Path, entry: Entry, watch: _Watch) -> list[Check]:
     """The smoke profile: every arm ok, quick enough, and every claim gets a verdict."""
     with tempfile.TemporaryDirectory(prefix="litmus-validate-") as folder:
         request = Request((entry.name,), "smoke", ("cpu",))
         try:
-            result = run(root, request, RunOptions(out=Path(folder) / "smoke"), watch)
+            result = run(root, request, RunOptions(out=Path(folder) / "smoke"), watch, engine)
         except LitmusError as error:
             return [Check("smoke run", False, str(error))]
     return [_all_ok(entry, watch), _budget(watch), _computable(entry.card, result.verdicts)]

@@ -11,7 +11,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,7 +83,8 @@ def _speed(job: Job, outbox: Outbox) -> None:
     if suite is None:
         return
     set_seeds(cell)
-    speed.run_speed(cell, suite, job.process, outbox.record, stage.enter)
+    # Other arms make another id, but not another question: whoever joins the processes gives the cell its own id back.
+    speed.run_speed(replace(cell, arms=job.arms), suite, job.process, outbox.record, stage.enter)
     stage.enter(None)
 
 
@@ -106,10 +107,8 @@ def _judge(job: Job, outbox: Outbox) -> None:
 
 
 def _cell(job: Job) -> Cell:
-    from dataclasses import replace
-
     assert job.cell is not None  # cell_job sets it
-    return replace(Cell.from_json(job.cell), arms=job.arms)
+    return Cell.from_json(job.cell)
 
 
 def _suite_or_records(job: Job, cell: Cell, outbox: Outbox) -> Suite | None:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +35,45 @@ class Project:
         return list(make_plan(self.root, Request(profile=profile), this_machine()).cells)
 
 
+def write_suite(
+    root: Path, body: str, name: str = "x/y", claims: list[dict[str, Any]] | None = None, **experiment: Any
+) -> Project:
+    """One more suite below ``root``: the experiment ``t`` has one metric ``m`` unless ``experiment`` says otherwise.
+
+    ``body`` is the code of a trial function of (arm, point, seed, device) after the imports.
+    """
+    folder = root / "suites" / name
+    folder.mkdir(parents=True)
+    declared = {"kind": "trial", "arms": ["before", "bad", "after"], "metrics": {"m": {"better": "lower"}},
+                "timeout_s": 30, **experiment}
+    card = {
+        "paper": {"title": "A test", "year": 2024}, "version": 1, "summary": "Nothing real.",
+        "experiments": {"t": declared},
+        "claims": claims or [{
+            "id": "c", "statement": "s", "experiment": "t", "supported_if": "> 0", "refuted_if": "< 0",
+            "estimate": {"mean": next(iter(declared["metrics"])), "of": declared["arms"][0]},
+        }],
+    }
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    (folder / "suite.py").write_text(
+        "import ctypes, os, signal, subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "from harness.declare.suite import NotTestable, SkipArm, Suite\n"
+        "suite = Suite(__file__)\n" + textwrap.dedent(body)
+    )
+    return Project(root)
+
+
 @pytest.fixture
 def make_suite(tmp_path: Path) -> Callable[..., Project]:
-    """make_suite(body, name="x/y", arms=[...], claims=[...], **experiment): a project with one more suite.
+    """make_suite(body, **card): see :func:`write_suite`."""
+    return partial(write_suite, tmp_path)
 
-    ``body`` is the code of a trial function of (arm, point, seed, device) after the imports; the experiment is ``t``
-    with one metric ``m``.
-    """
 
-    def make(body: str, name: str = "x/y", claims: list[dict[str, Any]] | None = None, **experiment: Any) -> Project:
-        folder = tmp_path / "suites" / name
-        folder.mkdir(parents=True)
-        metrics = {"m": {"better": "lower"}}
-        card = {
-            "paper": {"title": "A test", "year": 2024}, "version": 1, "summary": "Nothing real.",
-            "experiments": {"t": {
-                "kind": "trial", "arms": ["before", "bad", "after"], "metrics": metrics, "timeout_s": 30, **experiment,
-            }},
-            "claims": claims or [{
-                "id": "c", "statement": "s", "experiment": "t", "supported_if": "> 0", "refuted_if": "< 0",
-                "estimate": {"mean": next(iter(experiment.get("metrics", metrics))),
-                             "of": experiment.get("arms", ["before"])[0]},
-            }],
-        }
-        (folder / "card.yaml").write_text(yaml.safe_dump(card))
-        (folder / "suite.py").write_text(
-            "import ctypes, os, signal, subprocess, sys, time\n"
-            "from pathlib import Path\n"
-            "from harness.declare.suite import NotTestable, SkipArm, Suite\n"
-            "suite = Suite(__file__)\n" + textwrap.dedent(body)
-        )
-        return Project(tmp_path)
-
-    return make
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+    """new_project(body, **card): the same for fixtures that outlive a test."""
+    return lambda *body, **card: write_suite(tmp_path_factory.mktemp("project"), *body, **card)
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +130,11 @@ def run_all(engine: LocalEngine, mark: str) -> Iterator[Callable[[Project], list
     def run(project: Project) -> list[Record]:
         records: list[Record] = []
         for cell in project.cells():
-            run_cell(engine, project.root, cell, cell.arms, records.append, lambda text: None)
+            mine: list[Record] = []
+            run_cell(engine, project.root, cell, cell.arms, mine.append, lambda text: None)
+            assert sorted(record.arm for record in mine) == sorted(cell.arms)
+            assert {(record.cell, record.repro) for record in mine} == {(cell.id, f"litmus repro {cell.id}")}
+            records += mine
         return records
 
     zygotes = set(_marked(mark))

@@ -1,4 +1,4 @@
-"""Speed arms that cheat or break, through the whole engine: each has its own status, honest ones beside it are timed."""
+"""Speed arms that cheat or break, through the whole engine: each has its own status, honest ones are timed."""
 
 from __future__ import annotations
 
