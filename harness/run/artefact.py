@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.declare.seeds import seed_for
 from harness.errors import LitmusError
@@ -63,21 +63,28 @@ class Cache:
     def _payload(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[..., Any]) -> bytes:
         key = self.key(name, config)
         path = self.folder / f"{name}-{key}.pkl"
-        kept = self._read(path)
-        if kept is not None:
-            return kept
         try:
-            with _locked(path.with_suffix(".lock")):
-                kept = self._read(path)  # another worker may have built it while this one waited
-                if kept is None:
-                    kept, seconds = _build(key, config, build)
-                    about = {"suite": suite, "name": name, "config": dict(config), "code": self.code,
-                             "build_s": seconds, "built_at": time.time()}
-                    _write(path, kept, about)
+            kept = self._read(path)
+            if kept is not None:
                 return kept
+            lock = _locked(path.with_suffix(".lock"))
         except OSError as error:
-            self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); it is built anew")
+            self._cannot_keep(name, error)
             return _build(key, config, build)[0]
+        with lock:
+            kept = self._read(path)  # another worker may have built it while this one waited
+            if kept is None:
+                kept, seconds = _build(key, config, build)
+                about = {"suite": suite, "name": name, "config": dict(config), "code": self.code,
+                         "build_s": seconds, "built_at": time.time()}
+                try:
+                    _write(path, kept, about)
+                except OSError as error:
+                    self._cannot_keep(name, error)
+            return kept
+
+    def _cannot_keep(self, name: str, error: OSError) -> None:
+        self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); it is built anew each time")
 
     def _read(self, path: Path) -> bytes | None:
         try:
@@ -117,12 +124,12 @@ def _own_generators(seed: int) -> Iterator[None]:
             torch.set_rng_state(states[2])
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> IO[str]:
+    """The lock file, held until it is closed; waits for whoever holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    file = path.open("a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def _write(path: Path, payload: bytes, about: Mapping[str, Any]) -> None:

@@ -186,7 +186,7 @@ def one_thread() -> None:
     import threadpoolctl
     import torch
 
-    numba.config.NUMBA_NUM_THREADS = 1
+    numba.set_num_threads(1)  # first: when numba loads its threading layer, it resets OpenMP's count for everyone
     threadpoolctl.threadpool_limits(1)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 
 from harness.run import processes
 from harness.run.protocol import Job
@@ -147,6 +148,8 @@ def main(control_fd: int) -> None:
     for name in ("harness.run.worker", "harness.run.trial"):
         importlib.import_module(name)
     _import_determinism()
+    with suppress(ImportError):  # the platform may have another threading layer; it is then loaded by each worker
+        importlib.import_module("numba.np.ufunc.omppool")
     Zygote(socket.socket(fileno=control_fd)).run()
 
 
