@@ -35,7 +35,7 @@ class PartGroup:
     """All points of one part, drawn on one scale, under the test in words (None for a part the card no longer has)."""
 
     id: str
-    test: words.Test | None
+    test: words.Question | None
     supported_if: str
     refuted_if: str
     rows: tuple[PartRow, ...]
@@ -77,8 +77,10 @@ def _known(claim: Claim, card: Card, verdict: Verdict | None, constants: Mapping
     by_part: dict[str, list[Verdict]] = {}
     for part in (verdict or {}).get("parts", []):
         by_part.setdefault(part["id"], []).append(part)
-    groups = [_group(part.id or claim.id, words.test_of(part, card), by_part.pop(part.id or claim.id, []), constants)
-              for part in claim.resolved_parts()]
+    groups = []
+    for part in claim.resolved_parts():
+        name = part.id or claim.id
+        groups.append(_group(name, words.question_of(part, card), by_part.pop(name, []), constants))
     groups += [_group(name, None, rows, constants) for name, rows in by_part.items()]
     return ClaimCard(
         id=claim.id, statement=claim.statement, paper=claim.paper,
@@ -102,7 +104,7 @@ def _gone(verdict: Verdict, constants: Mapping[str, float]) -> ClaimCard:
 
 
 def _group(
-    name: str, test: words.Test | None, parts: Sequence[Verdict], constants: Mapping[str, float]
+    name: str, test: words.Question | None, parts: Sequence[Verdict], constants: Mapping[str, float]
 ) -> PartGroup:
     """The rule shown is the one the verdict was judged by; the card's where nothing was judged."""
     supported_if = parts[0]["supported_if"] if parts else test.supported_if if test else ""
@@ -142,11 +144,11 @@ def _basis(part: Verdict) -> str:
     estimate = part.get("estimate")
     if not estimate:
         return ""
-    unit = estimate.get("unit") or "unit"
-    text = f"{estimate['level']:.4g}".removeprefix("0.")
-    level = f"{float(estimate['level']) * 100:.3g} % interval" if text else ""
-    count = f"n = {estimate['n']} {unit}{'s' if estimate['n'] != 1 and not unit.endswith('s') else ''}"
-    method = estimate.get("method")
-    cells = len(part.get("cells") or ())
-    parts = [level, count, method, f"{cells} cell{'s' if cells != 1 else ''}" if cells else ""]
-    return " · ".join(item for item in parts if item)
+    unit, n, cells = estimate.get("unit") or "unit", estimate["n"], len(part.get("cells") or ())
+    items = [
+        f"{100 * float(estimate['level']):.3g} % interval",
+        f"n = {n} {unit}{'s' if n != 1 and not unit.endswith('s') else ''}",
+        estimate.get("method") or "",
+        f"{cells} cell{'s' if cells != 1 else ''}" if cells else "",
+    ]
+    return " · ".join(item for item in items if item)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from harness.declare.card import Card, Experiment
 from harness.judge.tidy import tidy
 from harness.records.record import STATUSES
+from harness.records.store import RunInfo
 from harness.report.figures import Figure, curve_figure, metric_figure, speed_figure
 from harness.report.numbers import axis_value, data, digits_for, with_unit
 from harness.report.panels import MAX_PANELS, Panel, running_axis, split
@@ -80,7 +81,7 @@ def arm_slots(card: Card) -> dict[str, int]:
     return {arm: index % SLOTS for index, arm in enumerate(arms)}
 
 
-def sections(card: Card, records: pd.DataFrame, info: Any) -> list[Section]:
+def sections(card: Card, records: pd.DataFrame, info: RunInfo) -> list[Section]:
     """One section per experiment of the card that left records in this run."""
     slots = arm_slots(card)
     made = []
@@ -99,7 +100,8 @@ def _claimed(card: Card, name: str) -> list[str]:
 
 
 def _speed(
-    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: Any, claimed: list[str]
+    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: RunInfo,
+    claimed: list[str],
 ) -> Section:
     rows = speed_rows(tidy(records, name, experiment), records)
     slots = _with_unknown(slots, rows)
@@ -111,20 +113,32 @@ def _speed(
         dots = tuple(_time_dots(panel, slots) for panel in shown if panel.rows)
         return Section(**base, dots=dots, table=tuple(rows), omitted=omitted,
                        caption="Diamond: median over rounds; bar: the middle half of the rounds.")
-    caches = info.machine.get("caches") or {}
-    figures = tuple(
-        speed_figure(panel, x, slots, limits_for(info.ceilings, panel.rows[0].point.get("threads"),
-                                                 panel.rows[0].device), caches if panel.rows[0].device == "cpu" else {})
-        for panel in shown
-    )
-    caption = "Line: median over rounds; band: the middle half. "
-    if limits_for(info.ceilings, 1, "cpu") is not None:
-        caption += "Dashed: the roofline from the bandwidth and FLOP rate measured in this run. "
-    return Section(**base, figures=figures, table=tuple(rows), omitted=omitted, caption=caption.strip())
+    figures = tuple(_speed_panel(panel, x, slots, info) for panel in shown)
+    return Section(**base, figures=figures, table=tuple(rows), omitted=omitted, caption=_speed_caption(figures))
+
+
+def _speed_panel(panel: Panel, x: str, slots: Mapping[str, int], info: RunInfo) -> Figure:
+    first: SpeedRow = panel.rows[0]
+    limits = limits_for(info.ceilings, first.point.get("threads"), first.device)
+    caches = (info.machine.get("caches") or {}) if first.device == "cpu" else {}
+    return speed_figure(panel, x, slots, limits, caches)
+
+
+def _speed_caption(figures: Sequence[Figure]) -> str:
+    """Explains what is drawn, and nothing that is not."""
+    views = [view for figure in figures for view in figure["views"]]
+    text = ["Line: median over rounds; band: the middle half."]
+    if any(trace["meta"]["role"] == "limit" for view in views for trace in view["data"]):
+        text.append("Dashed: the roofline, the least time for the arm that moves the fewest bytes at the bandwidth "
+                    "measured in this run.")
+    if any(shape["name"] == "cache" for view in views for shape in view["layout"]["shapes"]):
+        text.append("Dotted: where the inputs outgrow L2 and the last-level cache (LLC).")
+    return " ".join(text)
 
 
 def _trial(
-    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: Any, claimed: list[str]
+    name: str, experiment: Experiment, records: pd.DataFrame, slots: Mapping[str, int], info: RunInfo,
+    claimed: list[str],
 ) -> Section:
     order = [*claimed, *(metric for metric in experiment.metrics if metric not in claimed)]
     scalars = [metric for metric in order if metric in experiment.metrics and not experiment.metrics[metric].series]

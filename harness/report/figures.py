@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.report.numbers import axis_value, with_unit
+from harness.report.numbers import axis_value, tick, with_unit
 from harness.report.panels import Panel
 from harness.report.speed_view import Limits, SpeedRow
 from harness.report.trial_view import CurveRow, TrialRow
@@ -133,28 +133,30 @@ def _limit_line(
 ) -> tuple[list[dict[str, Any]], list[float]] | None:
     if limits is None or x == "threads":
         return None
-    least: dict[float, float] = {}
-    for row in rows:
+    least: dict[float, tuple[float, str]] = {}
+    for row in [item for item in rows if item.checked] or rows:
         bound = limits.time_ns(row)
         if bound is not None:
-            bound = bound * 1e-9 / (row.input_bytes if per_byte else 1)
-            least[float(row.point[x])] = min(bound, least.get(float(row.point[x]), math.inf))
+            found = (bound * 1e-9 / (row.input_bytes if per_byte else 1), row.arm)
+            least[float(row.point[x])] = min(found, least.get(float(row.point[x]), found))
     if not least:
         return None
     xs = sorted(least)
-    text = "roofline: the least time for the cheapest arm<br>at the bandwidth and FLOP rate measured here"
-    trace = {"type": "scatter", "x": _short(xs), "y": _short(least[item] for item in xs), "mode": "lines",
-             "name": "roofline", "text": [text] * len(xs), "hoverinfo": "text", "meta": {"role": "limit"}}
-    return [trace], list(least.values())
+    text = [f"roofline: the least time for {least[item][1]}<br>at the bandwidth and FLOP rate measured here"
+            for item in xs]
+    trace = {"type": "scatter", "x": _short(xs), "y": _short(least[item][0] for item in xs), "mode": "lines",
+             "name": "roofline", "text": text, "hoverinfo": "text", "meta": {"role": "limit"}}
+    return [trace], [bound for bound, _ in least.values()]
 
 
 def _bandwidth_band(limits: Limits | None) -> tuple[list[dict[str, Any]], list[float]] | None:
     if limits is None or not limits.streams:
         return None
     low, high = min(limits.streams.values()), max(limits.streams.values())
-    shown = with_unit(low, "B/s") if low == high else f"{with_unit(low, 'B/s')} – {with_unit(high, 'B/s')}"
+    shown = tick(low, "B/s") if low == high else f"{tick(low, 'B/s')} – {tick(high, 'B/s')}"
+    label = {"text": f"memory, measured: {shown}", "textposition": "top left", "yanchor": "bottom"}
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": max(high, low * 1.01),
-            "name": "limit", "label": {"text": f"memory, measured: {shown}", "textposition": "top left"}}
+            "name": "limit", "label": label}
     return [band], [low, high]
 
 
@@ -166,8 +168,8 @@ def _cache_marks(rows: Sequence[SpeedRow], x: str, caches: Mapping[str, float]) 
         at = _crossing(sizes, caches.get(name))
         if at is not None:
             marks.append({"type": "line", "xref": "x", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1,
-                          "name": "cache", "label": {"text": {"l2": "L2", "llc": "last-level cache"}[name],
-                                                     "textposition": "end", "textangle": 0}})
+                          "name": "cache", "label": {"text": {"l2": "L2", "llc": "LLC"}[name], "textposition": "end",
+                                                     "textangle": 0, "yanchor": "bottom"}})
     return marks
 
 
@@ -203,7 +205,7 @@ def _y_axis(values: Iterable[float], unit: str, title: str, log: bool | None) ->
         ticks = log_ticks(low, high)
         ends = [round(math.log10(low), 4), round(math.log10(high), 4)]
         return {"type": "log", "title": {"text": title}, "range": ends, "tickvals": ticks,
-                "ticktext": [with_unit(tick, unit) for tick in ticks]}
+                "ticktext": [tick(item, unit) for item in ticks]}
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return {"type": "linear", "title": {"text": f"{title}, {unit}" if unit and unit != "×" else title},
             "range": [float(f"{low - room:.6g}"), float(f"{high + room:.6g}")], "nticks": 6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from markupsafe import Markup
 
@@ -42,12 +43,17 @@ def with_unit(value: float | None, unit: str = "", digits: int = 3) -> str:
     return plain(value, digits) + (NARROW + unit if unit else "")
 
 
+def tick(value: float, unit: str = "") -> str:
+    """As :func:`with_unit` for round numbers such as thresholds and ticks: no trailing zeros."""
+    return _trimmed(with_unit(value, unit))
+
+
 def digits_for(point: float, low: float, high: float) -> int:
-    """Significant digits that show an interval: two digits of its width, at least three and at most six in all."""
-    width = high - low
-    if not (math.isfinite(point) and math.isfinite(width)) or width <= 0 or point == 0:
+    """Significant digits that show an interval: one digit of its half width, at least three and at most six in all."""
+    half = (high - low) / 2
+    if not (math.isfinite(point) and math.isfinite(half)) or half <= 0:
         return 3
-    needed = math.floor(math.log10(max(abs(point), abs(low), abs(high)))) - math.floor(math.log10(width)) + 2
+    needed = math.floor(math.log10(max(abs(point), abs(low), abs(high)))) - math.floor(math.log10(half)) + 1
     return min(6, max(3, needed))
 
 
@@ -57,7 +63,7 @@ def axis_value(value: object) -> str:
         return str(value)
     if float(value).is_integer() and value >= 1024 and int(value) & (int(value) - 1) == 0:
         return "2" + str(int(value).bit_length() - 1).translate(_SUPERSCRIPT)
-    return plain(value, 4)
+    return _trimmed(plain(value, 4))
 
 
 def point_text(point: dict[str, object]) -> str:
@@ -80,6 +86,10 @@ def seconds_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _trimmed(text: str) -> str:
+    return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1].rstrip("."), text)
 
 
 def _special(value: float | None) -> str | None:

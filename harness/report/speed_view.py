@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ class SpeedRow:
     """One arm at one point. Times in ns per call as (quartile, median, quartile) over ``n`` rounds.
 
     ``relative`` is the same three quantiles of the time over the fastest arm's time in the same round.
+    ``checked`` is False for a yardstick: an arm without a result to prove, such as a copy.
     """
 
     point: Mapping[str, Any]
@@ -30,6 +32,7 @@ class SpeedRow:
     bytes_moved: float
     flops: float
     peak_bytes: float
+    checked: bool = True
 
     @property
     def bandwidth(self) -> float:
@@ -58,14 +61,14 @@ def speed_rows(table: pd.DataFrame, records: pd.DataFrame) -> list[SpeedRow]:
                 point=cost["point"], device=cost["device"], arm=arm, n=len(own),
                 time_ns=_quantiles(own), relative=_quantiles(ratio), input_bytes=float(cost["input_bytes"]),
                 bytes_moved=float(cost["bytes_moved"]), flops=float(cost["flops"]),
-                peak_bytes=float(cost["peak_bytes"]),
+                peak_bytes=float(cost["peak_bytes"]), checked=not math.isnan(cost["error"]),
             ))
     return rows
 
 
 def _places(records: pd.DataFrame) -> list[tuple[list[str], dict[str, dict[str, Any]]]]:
     """(cells, arm to costs) of every point and device that has an ``ok`` record."""
-    names = ["cell", "arm", "point", "device", "input_bytes", "bytes_moved", "flops", "peak_bytes"]
+    names = ["cell", "arm", "point", "device", "input_bytes", "bytes_moved", "flops", "peak_bytes", "error"]
     kept = records.loc[(records["status"] == "ok").to_numpy()]
     places: dict[tuple[str, str], tuple[list[str], dict[str, dict[str, Any]]]] = {}
     for values in zip(*(kept[name] for name in names), strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from harness.declare.arithmetic import Condition
-from harness.report.numbers import data, digits_for, with_unit
+from harness.report.numbers import data, digits_for, tick, with_unit
 
 _HEIGHT, _MIDDLE = 46, 16
 
@@ -92,7 +92,7 @@ def scale_ticks(scale: Scale, unit: str) -> Markup:
     """The scale under a column of dot strips: its two ends, labelled just inside."""
     inner = scale.high - scale.low
     ends = [scale.low + inner * share for share in (0.0, 0.5, 1.0)]
-    shown = [with_unit(10**end if scale.log else end, unit, 3) for end in ends]
+    shown = [tick(10**end if scale.log else end, unit) for end in ends]
     return Markup('<span class="scale" aria-hidden="true"><span>{}</span><span>{}</span><span>{}</span></span>').format(
         *shown)
 
@@ -141,7 +141,7 @@ def _ticks(bounds: Iterable[float], unit: str, scale: Scale) -> list[Markup]:
             continue
         anchor = "end" if (after < 16 and at > 8) or at > 94 else "start" if before < 16 or at < 6 else "middle"
         shapes.append(Markup('<text class="bound" x="{}%" y="44" text-anchor="{}">{}</text>').format(
-            _p(at), anchor, with_unit(bound, unit)))
+            _p(at), anchor, tick(bound, unit)))
     return shapes
 
 

@@ -26,14 +26,14 @@ from harness.judge.tidy import is_condition
 from harness.report.numbers import axis_value
 
 VERDICTS = ("supported", "refuted", "inconclusive", "not run")
-MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "?", "not run": "–"}
+MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "~", "not run": "–"}
 _SPEED_UNITS = {"time": "ns", "bandwidth": "B/s", "flop_rate": "FLOP/s", "error": "", "peak_bytes": "B"}
 _SPEED_NAMES = {"time": "time per call", "bandwidth": "bandwidth", "flop_rate": "FLOP rate",
                 "error": "relative error", "peak_bytes": "peak memory"}
 
 
 @dataclass(frozen=True)
-class Test:
+class Question:
     """One part of a claim as a reader sees it. ``unit`` is the estimate's."""
 
     estimate: str
@@ -43,11 +43,11 @@ class Test:
     unit: str
 
 
-def test_of(part: Part, card: Card) -> Test:
+def question_of(part: Part, card: Card) -> Question:
     """The words for one part of a claim."""
     supported_if, refuted_if = part.rule()
     experiment = card.experiments[part.experiment or ""]
-    return Test(estimate_text(part.estimate, experiment), where_text(part, part.experiment or ""),
+    return Question(estimate_text(part.estimate, experiment), where_text(part, part.experiment or ""),
                 supported_if, refuted_if, unit_of(part.estimate, experiment))
 
 

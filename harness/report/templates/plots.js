@@ -58,8 +58,10 @@
     return { tickvals: axis.tickvals.filter(keep), ticktext: axis.ticktext.filter(keep) };
   }
 
+  const labelled = (node) => node.clientWidth >= 420;
+
   function layoutFor(view, node) {
-    const wide = node.clientWidth >= 420;
+    const wide = labelled(node);
     const names = view.data.filter((trace) => trace.name).map((trace) => trace.name.length);
     const right = wide ? Math.min(190, 20 + 7 * Math.max(4, ...names)) : 12;
     const margin = { l: 72, r: right, t: 18, b: 44, pad: 0 };
@@ -81,6 +83,7 @@
     Plotly.react(panel.node, view.data.map(styled), layoutFor(view, panel.node), config);
     panel.node.dataset.view = view.name;
     panel.drawn = true;
+    panel.node.closest(".figure-group").classList.toggle("labelled", labelled(panel.node));
   }
 
   const panels = [];
