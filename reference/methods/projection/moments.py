@@ -41,7 +41,7 @@ class ByteMoments:
 
     def direction(self, R: torch.Tensor, betas: tuple[float, float], eps: float, backend: str) -> torch.Tensor:
         """Take R into the moments; returns M / (sqrt(V) + eps) in R's dtype."""
-        coder = "numba" if R.device.type == "cpu" else "eager"
+        coder = "numba" if backend == "numba" else "eager"
         m_map, v_map = (dynamic_map(signed).to(R.device) for signed in (True, False))
         M = dequantize_blockwise(self.m_codes, self.m_absmax, m_map, block=BLOCK, shape=self.shape, backend=coder)
         V = dequantize_blockwise(self.v_codes, self.v_absmax, v_map, block=BLOCK, shape=self.shape, backend=coder)

@@ -1,0 +1,267 @@
+"""GaLore (arXiv 2403.03507): state bytes, pretraining, subspace switching, the low-rank lemma, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.declare.seeds import seed_for
+from harness.declare.suite import Arm, Estimate, Point, Problem, Suite
+from reference.kernels import project as kernels
+from reference.kernels.project import cost, truth
+from reference.kernels.project.refresh import REFRESHES, gradient_like, refresh_error
+from reference.methods.projection.galore import GaLoreAdamW, step_during_backward
+from reference.methods.projection.gradient_system import System
+from reference.methods.projection.lowrank_baselines import factorise, lora_from_scratch
+from reference.methods.projection.pretraining import (
+    Setting,
+    learning_curve,
+    linear_names,
+    pretrain,
+    projected_groups,
+    stable_rank,
+)
+from reference.methods.state import state_bytes
+from reference.testbeds import char_lm
+from reference.testbeds.seeding import generator
+from suites.projection.galore.bytes import account, peak_gradient_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Metrics = dict[str, Any]
+
+suite = Suite(__file__)
+
+# arm of the switching experiment -> (projector, refresh gap)
+SWITCHING: dict[str, tuple[str, int | None]] = {
+    "svd_t1": ("svd", 1),
+    "svd_t10": ("svd", 10),
+    "svd_t50": ("svd", 50),
+    "svd_never": ("svd", None),
+    "random_t50": ("random", 50),
+}
+STEP = {"step": 10, "lr": 0.01, "alpha": 0.25, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
+
+
+@suite.trial("state")
+def state(arm: str, point: Point, seed: int, device: str) -> Metrics:
+    """State bytes by walking and by formula."""
+    return account(arm, point["model"])
+
+
+@suite.trial("live_gradients")
+def live_gradients(arm: str, point: Point, seed: int, device: str) -> Metrics:
+    """Largest number of gradient bytes alive at once, with one step after the pass or a step per layer inside it."""
+    setting = setting_of({"size": "M", "steps": 1}, seed)
+    model = setting.model()
+    optimizer = GaLoreAdamW(projected_groups(model, rank=point["rank"]))
+    peak = peak_gradient_bytes(
+        model, next(iter(setting.batches())), lambda: step_during_backward(optimizer) if arm == "per_layer" else []
+    )
+    return {"peak_gradient_bytes": peak, "all_gradient_bytes": sum(p.nbytes for p in model.parameters())}
+
+
+@suite.trial("pretraining")
+def pretraining(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
+    """One arm from scratch."""
+    setting = setting_of(point, seed)
+    model, rank = setting.model(), point["rank"]
+    if arm == "galore":
+        groups = projected_groups(model, rank=rank, update_proj_gap=point["gap"])
+        return trained(setting, model, GaLoreAdamW(groups, lr=tuned["lr"]))
+    if arm == "lora":
+        lora_from_scratch(model, linear_names(model), rank, generator("lora", seed_for("init", seed)))
+    elif arm == "factorised":
+        factorise(model, linear_names(model), rank)
+    return trained(setting, model, torch.optim.AdamW(model.parameters(), lr=tuned["lr"], weight_decay=0.0))
+
+
+@suite.trial("switching")
+def switching(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
+    """GaLore with one way of renewing the subspace."""
+    setting = setting_of(point, seed)
+    model = setting.model()
+    projector, gap = SWITCHING[arm]
+    groups = projected_groups(model, rank=point["rank"], projector=projector, update_proj_gap=gap)
+    return trained(setting, model, GaLoreAdamW(groups, lr=tuned["lr"], seed=seed_for("projector", seed)))
+
+
+@suite.trial("lemma")
+def lemma(arm: str, point: Point, seed: int, device: str) -> Metrics:
+    """One random system."""
+    rows, columns = point["rows"], point["columns"]
+    system = System.random(rows, columns, point["terms"], seed_for("system", seed))
+    W = np.random.default_rng(seed_for("weights", seed)).standard_normal((rows, columns))
+    path = system.trajectory(W)
+    return {
+        "worst_ratio": path.worst_ratio(),
+        "worst_rise": path.worst_rise(),
+        "first": float(path.stable_rank[0]),
+        "last": float(path.stable_rank[-1]),
+        "stable_rank": path.stable_rank[::10].tolist(),
+    }
+
+
+@suite.trial("gradients")
+def gradients(arm: str, point: Point, seed: int, device: str) -> Metrics:
+    """Stable ranks of the attention and MLP gradients, averaged over the matrices."""
+    setting = setting_of(point, seed)
+    model = setting.model()
+    names = [f"{name}.weight" for name in linear_names(model)]
+    ranks: list[float] = []
+
+    def measure(step: int, found: dict[str, torch.Tensor]) -> None:
+        ranks.append(float(np.mean([stable_rank(found[name]) for name in names])))
+
+    pretrain(setting, model, torch.optim.AdamW(model.parameters(), lr=point["lr"], weight_decay=0.0), measure)
+    stretches = [float(part.mean()) for part in np.array_split(np.array(ranks), min(10, len(ranks)))]
+    return {"first": ranks[0], "last": stretches[-1], "stable_rank": stretches}
+
+
+@suite.speed("step_time")
+def step_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """One step with a fixed basis; the moments start away from zero, where every backend is well conditioned."""
+    m, n, rank = sizes(point["shape"])
+    side = kernels.small_side(m, n)
+
+    def inputs(random: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        G = gradient_like(m, n, random)
+        P = kernels.svd_basis(G, rank, side)
+        R = kernels.project(G, P, side)
+        W = torch.from_numpy(random.standard_normal((m, n)).astype(np.float32))
+        return G, P, W, 0.1 * R, 0.1 * R.square() + 0.01
+
+    def run(backend: str) -> Any:
+        def step(G: Any, P: Any, W0: Any, M0: Any, V0: Any, W: Any, M: Any, V: Any) -> None:
+            kernels.lowrank_adam_step(W, G, P, M, V, side=side, backend=backend, **STEP)
+
+        return step
+
+    work = {"bytes_moved": cost.lowrank_adam_bytes(m, n, rank), "flops": cost.lowrank_adam_flops(m, n, rank)}
+    return Problem(
+        inputs=inputs,
+        buffers=lambda G, P, W, M, V: (W.clone(), M.clone(), V.clone()),
+        truth=lambda G, P, W, M, V: truth.lowrank_adam_step(W, G, P, M, V, side=side, **STEP),
+        arms={name: Arm(run(name), in_place=True, **work) for name in ("eager", "numba", "compile")},
+        input_bytes=4 * m * n,
+        tolerance=1e-5,
+    )
+
+
+@suite.speed("refresh_time")
+def refresh_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """Three ways to the same subspace; each is held against its own promise, see ``refresh_error``."""
+    m, n, rank = sizes(point["shape"])
+    table = torch.empty(0)
+    methods = {name: REFRESHES[name] for name in ("svd", "gram", "range_finder")}
+    return Problem(
+        inputs=lambda random: (gradient_like(m, n, random),),
+        buffers=lambda G: (),
+        truth=lambda G: G.double().numpy(),
+        error=lambda found, G: max(refresh_error(found[0], G, found[1]), 0.0),
+        arms={
+            name: Arm(
+                lambda G, method=method: (method.run(G, rank, table), method.best),
+                bytes_moved=cost.refresh_bytes(m, n, rank),
+                flops=method.flops(m, n, rank),
+            )
+            for name, method in methods.items()
+        },
+        input_bytes=4 * m * n,
+        tolerance=1e-4,
+    )
+
+
+@suite.estimate("largest")
+def largest(records: pd.DataFrame, level: float, metric: str) -> Estimate:
+    """The largest value of ``metric`` over the systems: a statement about these systems, so without an interval."""
+    values = records[metric].to_numpy(float)
+    worst = float(values.max()) if np.isfinite(values).all() else float("nan")
+    return Estimate(worst, worst, worst, len(values), level, unit="system", method="largest value over the systems")
+
+
+@suite.oracle
+def full_rank_every_step_is_adam_of_the_rotated_gradient() -> None:
+    """r = min(m, n), T = 1: one step equals U AdamStep(U^T G)."""
+    G = torch.randn(12, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    U = kernels.svd_basis(G, 12, "left")
+    p = torch.nn.Parameter(torch.zeros_like(G))
+    optimizer = GaLoreAdamW([{"params": [p], "rank": 12, "update_proj_gap": 1, "scale": 1.0}], lr=0.01, eps=1e-12)
+    q = torch.nn.Parameter(torch.zeros_like(G))
+    adam = torch.optim.AdamW([q], lr=0.01, eps=1e-12, weight_decay=0.0)
+    p.grad, q.grad = G, U.mT @ G
+    optimizer.step()
+    adam.step()
+    assert (p - U @ q).abs().max() < 1e-8
+
+
+@suite.oracle
+def sgd_on_a_rank_r_gradient_loses_nothing() -> None:
+    """Projecting and projecting back a rank-r gradient with its own basis gives the gradient."""
+    random = torch.Generator().manual_seed(1)
+    G = torch.randn(40, 6, generator=random) @ torch.randn(6, 20, generator=random)
+    for side in ("left", "right"):
+        P = kernels.svd_basis(G, 6, side)
+        assert (kernels.back_project(kernels.project(G, P, side), P, side) - G).norm() < 1e-5 * G.norm()
+
+
+@suite.oracle
+def transposed_problems_give_transposed_weights() -> None:
+    """Left projection of G and right projection of its transpose take the same steps, with one subspace."""
+    random = torch.Generator().manual_seed(2)
+    p, q = (torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((10, 24), (24, 10)))
+    group = {"rank": 4, "update_proj_gap": None}
+    optimizers = [GaLoreAdamW([{"params": [item], "proj_type": side, **group}], lr=0.01)
+                  for item, side in ((p, "left"), (q, "right"))]
+    for _ in range(10):
+        G = torch.randn(10, 24, generator=random, dtype=torch.float64)
+        p.grad, q.grad = G, G.mT
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (p - q.mT).abs().max() < 1e-9
+
+
+@suite.oracle
+def trajectory_equals_plain_gradient_descent() -> None:
+    """The closed form of the gradient system against stepping through it."""
+    system = System.random(5, 6, 3, 1)
+    W = np.random.default_rng(0).standard_normal((5, 6))
+    path = system.trajectory(W, points=50, until=1e-1)
+    eta = 1.0 / np.linalg.eigvalsh(system.operator())[-1]
+    seen = []
+    for _ in range(int(path.times[-1]) + 1):
+        G = system.gradient(W)
+        spectrum = np.linalg.svd(G, compute_uv=False) ** 2
+        seen.append(spectrum.sum() / spectrum[0])
+        W = W + eta * G
+    later = path.times > 20
+    stepped = np.interp(path.times[later], np.arange(len(seen)), seen)
+    assert later.sum() > 10
+    assert np.abs(stepped - path.stable_rank[later]).max() < 5e-3
+
+
+def setting_of(point: Point, seed: int) -> Setting:
+    """What all arms of a cell share."""
+    return Setting(point["size"], point["steps"], seed_for("data", seed), seed_for("init", seed))
+
+
+def trained(setting: Setting, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Metrics:
+    """Train and report."""
+    history = pretrain(setting, model, optimizer)
+    return {
+        "val_loss": history.val_loss,
+        "train_curve": learning_curve(history),
+        "failed": float(history.failed),
+        "state_bytes": state_bytes(optimizer),
+        "trainable": char_lm.parameter_count(model),
+    }
+
+
+def sizes(shape: str) -> tuple[int, int, int]:
+    """``512x2048x128`` -> (512, 2048, 128): m, n and the rank."""
+    m, n, rank = (int(part) for part in shape.split("x"))
+    return m, n, rank
