@@ -13,6 +13,7 @@ from harness.declare.seeds import seed_for
 from harness.plan.code import code_hash
 from harness.records.record import Record, Samples
 from harness.records.store import Run, RunInfo, find_runs, write_records, write_run_info, write_verdicts
+from harness.report import site
 
 SPEED_CARD = """
 paper: {title: A faster sum, arxiv: "2001.00001", year: 2020, code: some/where}
@@ -151,22 +152,36 @@ CEILINGS = {
 }
 
 
-@pytest.fixture()
-def root(tmp_path: Path) -> Path:
+def make_root(root: Path) -> Path:
     """A project with four suites in two families, of which one was never run, and one run of the other three."""
-    for name, card in (
-        ("sums/two_pass", SPEED_CARD),
-        ("training/lowrank", TRIAL_CARD),
-        ("training/hostile", HOSTILE_CARD),
-        ("training/never", NEVER_CARD),
-    ):
-        folder = tmp_path / "suites" / name
+    cards = {
+        "sums/two_pass": SPEED_CARD,
+        "training/lowrank": TRIAL_CARD,
+        "training/hostile": HOSTILE_CARD,
+        "training/never": NEVER_CARD,
+    }
+    for name, card in cards.items():
+        folder = root / "suites" / name
         folder.mkdir(parents=True)
         (folder / "card.yaml").write_text(card)
         (folder / "suite.py").write_text("X = 1\n")
-    (tmp_path / "suites/training/lowrank/tuned.yaml").write_text(TUNED)
-    add_run(tmp_path, "20260102-030405-small", 1767323045.0)
-    return tmp_path
+    (root / "suites/training/lowrank/tuned.yaml").write_text(TUNED)
+    add_run(root, "20260102-030405-small", 1767323045.0)
+    return root
+
+
+@pytest.fixture()
+def root(tmp_path: Path) -> Path:
+    """A project of its own for a test that changes it."""
+    return make_root(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of an unchanged project, for tests that only read them."""
+    root = make_root(tmp_path_factory.mktemp("project"))
+    site.build(root, find_runs(root), root / "report")
+    return root / "report"
 
 
 @pytest.fixture()

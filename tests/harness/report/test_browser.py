@@ -61,7 +61,8 @@ class Watched:
             route.abort()
 
     def open(self, name: str):
-        self.page.goto((self.out / name.split("#", maxsplit=1)[0]).as_uri() + ("#" + name.split("#")[1] if "#" in name else ""))
+        file, sign, state = name.partition("#")
+        self.page.goto((self.out / file).as_uri() + sign + state)
         return self.page
 
     def shown(self) -> list[str]:
@@ -69,10 +70,8 @@ class Watched:
 
 
 @pytest.fixture()
-def watched(browser, root) -> Iterator[Watched]:
-    out = root / "report"
-    site.build(root, find_runs(root), out)
-    page = Watched(browser, out)
+def watched(browser, built) -> Iterator[Watched]:
+    page = Watched(browser, built)
     yield page
     page.context.close()
     assert page.errors == []
@@ -168,7 +167,7 @@ def test_failures_filter_by_status(watched):
 
 def test_a_stale_paper_is_marked(watched, root):
     (root / "suites/sums/two_pass/more.py").write_text("Y = 2\n")
-    site.build(root, find_runs(root), watched.out)
+    watched.out = site.build(root, find_runs(root), root / "report").parent
     page = watched.open("index.html")
     assert page.locator(".stale-note:visible").inner_text().startswith("stale: code changed")
     page = watched.open("papers/sums/two_pass.html")
@@ -177,10 +176,8 @@ def test_a_stale_paper_is_marked(watched, root):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
-def test_both_schemes_and_a_phone(browser, root, scheme, width):
-    out = root / "report"
-    site.build(root, find_runs(root), out)
-    watched = Watched(browser, out, color_scheme=scheme)
+def test_both_schemes_and_a_phone(browser, built, scheme, width):
+    watched = Watched(browser, built, color_scheme=scheme)
     watched.page.set_viewport_size({"width": width, "height": 800})
     try:
         for name in ("index.html", "papers/sums/two_pass.html", "papers/training/lowrank.html", "failures.html"):

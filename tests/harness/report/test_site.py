@@ -9,7 +9,7 @@ import pytest
 from harness.declare.catalog import Catalog
 from harness.errors import LitmusError
 from harness.judge.verdict import judge_run
-from harness.records.store import Run, find_runs, read_verdicts, write_records, write_verdicts
+from harness.records.store import find_runs, read_verdicts, write_records, write_verdicts
 from harness.report import site
 from harness.report.lines import lines
 
@@ -35,9 +35,8 @@ def test_the_index_has_every_paper_and_claim(root):
     assert "small · test-2c-8g-abcdef · 20260102-030405-small" in index and "never run" in index
 
 
-def test_names_from_cards_and_records_are_escaped(root):
-    out = build(root)
-    for path in out.rglob("*.html"):
+def test_names_from_cards_and_records_are_escaped(built):
+    for path in built.rglob("*.html"):
         page = text(path)
         assert (
             "<script>alert" not in page
@@ -45,14 +44,13 @@ def test_names_from_cards_and_records_are_escaped(root):
             and "<b>bold</b>" not in page
             and "budget <b>" not in page
         )
-    assert "&lt;script&gt;alert(1)" in text(out / "papers/training/hostile.html")
-    assert "nothing &lt;really&gt; happened" in text(out / "failures.html")
+    assert "&lt;script&gt;alert(1)" in text(built / "papers/training/hostile.html")
+    assert "nothing &lt;really&gt; happened" in text(built / "failures.html")
 
 
-def test_one_plotly_and_nothing_from_elsewhere(root):
-    out = build(root)
-    assert [path.name for path in out.rglob("*plotly*")] == ["plotly.min.js"]
-    for path in out.rglob("*.html"):
+def test_one_plotly_and_nothing_from_elsewhere(built):
+    assert [path.name for path in built.rglob("*plotly*")] == ["plotly.min.js"]
+    for path in built.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="([^"]+)"', text(path))
         assert loaded and all(item.startswith(("data:", "assets/", "../")) for item in loaded)
         for item in loaded:
@@ -74,13 +72,13 @@ def test_every_link_inside_the_site_leads_somewhere(root, another_run):
                 assert f'id="{anchor}"' in text(found), (path, target)
 
 
-def test_exact_numbers_stay_in_the_markup(root):
-    page = text(build(root) / "papers/sums/two_pass.html")
+def test_exact_numbers_stay_in_the_markup(built):
+    page = text(built / "papers/sums/two_pass.html")
     assert '<data value="1.3123456789">1.31×</data>' in page
 
 
-def test_a_claim_card_says_what_was_asked_and_why_it_came_out(root):
-    page = text(build(root) / "papers/sums/two_pass.html")
+def test_a_claim_card_says_what_was_asked_and_why_it_came_out(built):
+    page = text(built / "papers/sums/two_pass.html")
     for part in (
         "1.28x (AVX512)",
         "Both points lie above 1.05 with their whole intervals.",
@@ -96,8 +94,8 @@ def test_a_claim_card_says_what_was_asked_and_why_it_came_out(root):
     assert page.count('class="strip decision"') == 5
 
 
-def test_trials_show_dots_curves_and_tuning(root):
-    page = text(build(root) / "papers/training/lowrank.html")
+def test_trials_show_dots_curves_and_tuning(built):
+    page = text(built / "papers/training/lowrank.html")
     assert page.count('class="strip dots') == 4 and "4 seeds, 1 not finite" in page
     assert (
         "litmus tune galore:pretrain" in page
@@ -107,8 +105,8 @@ def test_trials_show_dots_curves_and_tuning(root):
     assert len(re.findall(r'<script type="application/json"', page)) == 2
 
 
-def test_failures_are_listed_with_reason_and_repro(root):
-    page = text(build(root) / "failures.html")
+def test_failures_are_listed_with_reason_and_repro(built):
+    page = text(built / "failures.html")
     assert "relative error 0.3 is above the tolerance 1e-06" in page and "Traceback (most recent call last)" in page
     assert len(re.findall(r"litmus repro [0-9a-f]{16}", page)) == 1
     assert "budget &lt;b&gt;" in page and page.index("relative error") < page.index("budget &lt;b&gt;")
@@ -166,8 +164,8 @@ def test_missing_data_leaves_gaps_and_no_error(root, another_run):
     assert "unfinished" in text(build(root) / "index.html")
 
 
-def test_only_skipped_records_still_make_a_page(root):
-    page = text(build(root) / "papers/training/hostile.html")
+def test_only_skipped_records_still_make_a_page(built):
+    page = text(built / "papers/training/hostile.html")
     assert "No record of this experiment ended ok in this run: budget &lt;b&gt;" in page and "plots.js" not in page
 
 
@@ -211,10 +209,9 @@ def test_the_same_input_gives_the_same_bytes(root):
     assert first == second
 
 
-def test_pages_stay_small(root):
-    out = build(root)
-    assert (out / "index.html").stat().st_size < 20_000  # 153 papers in less than 1 MB
-    pages = [path.stat().st_size for path in out.rglob("papers/**/*.html")]
+def test_pages_stay_small(built):
+    assert (built / "index.html").stat().st_size < 20_000  # 153 papers in less than 1 MB
+    pages = [path.stat().st_size for path in built.rglob("papers/**/*.html")]
     assert max(pages) < 350_000  # 153 papers in less than 60 MB
 
 
@@ -242,9 +239,8 @@ def test_a_rebuilt_report_drops_pages_of_suites_that_are_gone(root):
     assert not (out / "papers/training/never.html").exists()
 
 
-def test_no_raw_samples_reach_a_page(root, runs):
-    page = text(build(root) / "papers/sums/two_pass.html")
+def test_no_raw_samples_reach_a_page(built):
+    page = text(built / "papers/sums/two_pass.html")
     specs = re.findall(r'<script type="application/json" class="spec">(.*?)</script>', page, re.DOTALL)
     longest = max(len(trace["x"]) for spec in specs for view in json.loads(spec) for trace in view["data"])
     assert longest <= 14  # seven sizes, there and back for a band
-    assert isinstance(runs[0], Run)
