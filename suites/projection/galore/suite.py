@@ -162,7 +162,7 @@ def refresh_time(point: Point, rng: np.random.Generator, device: str) -> Problem
         inputs=lambda random: (gradient_like(m, n, random),),
         buffers=lambda G: (),
         truth=lambda G: G.double().numpy(),
-        error=lambda found, G: max(refresh_error(found[0], G, found[1]), 0.0),
+        error=lambda found, G: refresh_error(found[0], G, found[1]),
         arms={
             name: Arm(
                 lambda G, method=method: (method.run(G, rank, table), method.best),
