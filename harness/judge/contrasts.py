@@ -116,7 +116,7 @@ def _relative(metric: str, of: str, minus: str, question: Question) -> Sample:
     d = question.sample(metric, np.subtract, of, minus)
     m = question.sample(metric, lambda a: a, minus)
     base = m.values.mean()
-    if base == 0 or not np.isfinite(base):
+    if base == 0 or not (d.defined and m.defined):
         return Sample(np.full(d.n, np.nan), d.processes, d.shape, d.unit)
     r = d.values.mean() / base
     return Sample(r + (d.values - r * m.values) / base, d.processes, d.shape, d.unit)

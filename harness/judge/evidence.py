@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from harness.declare.arithmetic import Condition
 from harness.declare.card import Card, Experiment, Part, Profile, Requirement
 from harness.declare.estimate_spec import Custom, RankCorrelation, Slope
+from harness.declare.fields import is_condition
 from harness.judge.sample import NotEstimable
-from harness.judge.tidy import is_condition, matches, tidy, where
+from harness.judge.tidy import matches, tidy, where
 
 if TYPE_CHECKING:
     import pandas as pd

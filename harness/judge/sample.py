@@ -100,18 +100,22 @@ def units_of(table: pd.DataFrame, metric: str, arms: Sequence[str], experiment: 
     mine = table[table["arm"].isin(arms)]
     if experiment.kind == "speed" and metric not in TIMED:
         mine = mine.drop_duplicates(["cell", "arm"])
-    if mine.duplicated(["cell", "unit", "arm"]).any():
-        raise NotEstimable("a pairing unit has two values for one arm")
-    keys = mine.drop_duplicates(["cell", "unit"])[["cell", "unit", "seed", "process", *experiment.axes]]
-    if keys.empty:
+    if mine.empty:
         raise NotEstimable(f"no cell has a value of '{metric}'")
+    names = mine["cell"].astype(str) + " " + mine["unit"].astype(str)
+    _, first, index = np.unique(names.to_numpy().astype(str), return_index=True, return_inverse=True)
+    values = {}
     for arm in arms:
-        lacking = len(keys) - int((mine["arm"] == arm).sum())
-        if lacking:
-            raise NotEstimable(f"arm '{arm}' lacks {lacking} of {len(keys)} pairing units")
-    wide = mine.pivot(index=["cell", "unit"], columns="arm", values=metric)
-    wide = wide.loc[list(zip(keys["cell"], keys["unit"], strict=True))]
-    return Units(keys.reset_index(drop=True), {arm: wide[arm].to_numpy(float) for arm in arms})
+        own = (mine["arm"] == arm).to_numpy()
+        counts = np.bincount(index[own], minlength=len(first))
+        if counts.min() == 0:
+            raise NotEstimable(f"arm '{arm}' lacks {int((counts == 0).sum())} of {len(first)} pairing units")
+        if counts.max() > 1:
+            raise NotEstimable(f"a pairing unit has {counts.max()} values of '{metric}' for arm '{arm}'")
+        values[arm] = np.empty(len(first))
+        values[arm][index[own]] = mine[metric].to_numpy(float)[own]
+    keys = mine.iloc[first][["cell", "unit", "seed", "process", *experiment.axes]]
+    return Units(keys.reset_index(drop=True), values)
 
 
 def to_sample(

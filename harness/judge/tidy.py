@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.declare.arithmetic import Condition, looks_like_arithmetic, parse_number
 from harness.declare.estimate_spec import SPEED_METRICS
+from harness.declare.fields import is_condition
 from harness.errors import LitmusError, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from harness.declare.card import Experiment
 
-KEYS = ("cell", "arm", "device", "seed", "process", "unit", "input_bytes")
-_CONDITION_STARTS = (">", "<", "=", "inside", "outside")
 
 
 def tidy(records: pd.DataFrame, experiment: str, card: Experiment) -> pd.DataFrame:
@@ -125,8 +124,3 @@ def matches(name: str, value: Any, wanted: Any, constants: Mapping[str, float]) 
     if isinstance(wanted, str) and looks_like_arithmetic(wanted):
         wanted = parse_number(wanted)
     return bool(value == wanted) or (name == "device" and str(value).split(":")[0] == wanted)
-
-
-def is_condition(wanted: Any) -> bool:
-    """Whether a ``where`` value is a condition rather than a value to equal."""
-    return isinstance(wanted, str) and wanted.strip().startswith(_CONDITION_STARTS) and any(c in wanted for c in "<>=[")
