@@ -20,7 +20,7 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 DeviceKind = Literal["cpu", "cuda"]
 # Columns a claim's `where` may use besides the experiment's axes.
 WHERE_COLUMNS = ("input_bytes", "device")
-RESERVED_COLUMNS = (*WHERE_COLUMNS, "cell", "arm", "seed", "unit")
+RESERVED_COLUMNS = (*WHERE_COLUMNS, "cell", "arm", "seed", "process", "unit")
 
 
 class _Model(BaseModel):
@@ -88,6 +88,14 @@ class Experiment(_Model):
     measure: Measure = Measure()
     tune: Tune | None = None
     help: str = ""
+
+    @model_validator(mode="after")
+    def _columns_apart(self) -> Experiment:
+        for name in self.metric_names():
+            if name in RESERVED_COLUMNS or name in self.axes:
+                raise CardFault("a metric has the name of another column", value=name, next_step="rename one of them",
+                                expected="a name other than " + ", ".join([*RESERVED_COLUMNS, *self.axes]))
+        return self
 
     @model_validator(mode="after")
     def _coherent(self) -> Experiment:

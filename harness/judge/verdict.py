@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,11 @@ def judge_run(folder: Path, root: Path, custom_of: Callable[[str], Lookup]) -> l
 
 
 def _deferred(custom_of: Callable[[str], Lookup], suite: str) -> Lookup:
+    """The suite's own estimates, its module loaded at the first question and not before."""
+    loaded = cache(custom_of)
+
     def lookup(name: str) -> EstimateFunction:
-        return custom_of(suite)(name)
+        return loaded(suite)(name)
 
     return lookup
 

@@ -78,3 +78,17 @@ def test_where_refuses_an_unknown_column_and_an_unknown_constant():
         where(table, {"m": 1}, CONSTANTS)
     with pytest.raises(LitmusError, match="not arithmetic"):
         where(table, {"n": "> l3"}, CONSTANTS)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        {"trials": {"metrics": {"seed": {}}}},
+        {"trials": {"metrics": {"n": {}}, "axes": {"n": [1]}}},
+        {"timing": {"kind": "speed", "axes": {"time": [1]}}},
+        {"trials": {"axes": {"process": [1]}}},
+    ],
+)
+def test_no_axis_or_metric_takes_the_name_of_another_column(make_card, experiment):
+    with pytest.raises(LitmusError, match="name"):
+        make_card(**experiment)
