@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
-from numba import get_num_threads, set_num_threads
+from numba import config, get_num_threads, set_num_threads
 
 from reference.kernels.softmax import numba_kernels as kernels
 
@@ -33,25 +34,37 @@ PASSES = {
 }
 
 
+Kernel = Callable[[np.ndarray, np.ndarray], None]
+
+
 def softmax(x: np.ndarray, out: np.ndarray, algorithm: str, threads: int | None) -> None:
-    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``; both float32 and C-contiguous.
+    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``; both float32 and C-contiguous."""
+    with _pool_of(thread_count(threads)):
+        bind(algorithm, x.shape[0], x.shape[1], thread_count(threads))(x, out)
+
+
+def bind(algorithm: str, rows: int, n: int, threads: int) -> Kernel:
+    """The kernel ``f(x, out)`` for this shape, without a wrapper around it; Numba's pool must hold ``threads``.
 
     Many rows are shared among the threads whole; a single long row in chunks, merged by the extended-exponent rule.
+    A kernel that works in chunks keeps their partial results, so it must not run twice at once.
     """
     code = ALGORITHMS[algorithm]
-    rows, n = x.shape
-    limit = thread_count(threads)
-    workers = chunks_of(x.size, limit)
+    workers = chunks_of(rows * n, threads)
     if workers == 1:
-        kernels.softmax_rows(code, x, out)
-        return
-    with _pool_of(limit):
-        if rows >= workers:
-            kernels.parallel_rows(code, x, out, workers)
-            return
-        partial_sums, partial_exponents = partials(chunks_of(n, limit))
-        for row in range(rows):
-            kernels.softmax_row(code, x[row], out[row], partial_sums, partial_exponents)
+        return partial(kernels.softmax_rows, code)
+    if rows >= workers:
+        return partial(_shared_rows, code, workers)
+    return partial(_chunked_rows, code, *partials(chunks_of(n, threads)))
+
+
+def _shared_rows(code: int, workers: int, x: np.ndarray, out: np.ndarray) -> None:
+    kernels.parallel_rows(code, x, out, workers)
+
+
+def _chunked_rows(code: int, sums: np.ndarray, exponents: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    for row in range(x.shape[0]):
+        kernels.softmax_row(code, x[row], out[row], sums, exponents)
 
 
 def run_pass(
@@ -64,10 +77,9 @@ def run_pass(
     ``stream_copy`` and ``stream_scale`` multiply by ``r``. Reading passes leave their results in the partials.
     """
     f32 = np.float32
-    with _pool_of(min(partial_sums.size, thread_count(None))):
-        kernels.run_pass(
-            PASSES[name], x, y, f32(shift), f32(r), f32(r_low), f32(k), float(total), partial_sums, partial_exponents
-        )
+    kernels.run_pass(
+        PASSES[name], x, y, f32(shift), f32(r), f32(r_low), f32(k), float(total), partial_sums, partial_exponents
+    )
 
 
 def partials(chunks: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +119,7 @@ def chunks_of(elements: int, threads: int) -> int:
 @contextmanager
 def _pool_of(threads: int) -> Iterator[None]:
     before = get_num_threads()
-    set_num_threads(threads)
+    set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 F32 = np.float32
 LANES = 64
 VECTOR = 16
+AHEAD = 4096  # elements between what is read and what is asked for; past the end it does no harm
 GROUP = 4 * LANES  # the extended-exponent accumulators are rescaled once for four elements
 LEAF = 8 * GROUP  # elements between two additions into the float64 lanes
 
@@ -55,21 +56,21 @@ _kernel = njit(**_OPTIONS)
 
 
 @intrinsic
-def _fma(_context, _a, _b, _c):  # noqa: ANN001, ANN202
+def _fma(_context, _a, _b, _c):
     return float32(float32, float32, float32), lambda _, builder, __, arguments: builder.fma(*arguments)
 
 
 @intrinsic
-def _rint(_context, _a):  # noqa: ANN001, ANN202
-    def generate(_, builder, __, arguments):  # noqa: ANN001, ANN202
+def _rint(_context, _a):
+    def generate(_, builder, __, arguments):
         return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()]), arguments)
 
     return float32(float32), generate
 
 
 @intrinsic
-def _shift_to_exponent(_context, _a):  # noqa: ANN001, ANN202
-    def generate(_, builder, __, arguments):  # noqa: ANN001, ANN202
+def _shift_to_exponent(_context, _a):
+    def generate(_, builder, __, arguments):
         word = ir.IntType(32)
         bits = builder.shl(builder.bitcast(arguments[0], word), ir.Constant(word, 23))
         return builder.bitcast(bits, ir.FloatType())
@@ -77,12 +78,12 @@ def _shift_to_exponent(_context, _a):  # noqa: ANN001, ANN202
     return float32(float32), generate
 
 
-def _stack_lanes(element):  # noqa: ANN001, ANN202
+def _stack_lanes(element):
     """An intrinsic that reserves ``LANES`` elements in the caller's frame; nothing is left to free."""
 
     @intrinsic
-    def reserve(_context):  # noqa: ANN001, ANN202
-        def generate(context, builder, _, __):  # noqa: ANN001, ANN202
+    def reserve(_context):
+        def generate(context, builder, _, __):
             pointer = cgutils.alloca_once(builder, context.get_data_type(element), size=LANES)
             pointer.align = 64
             return pointer
@@ -95,6 +96,20 @@ def _stack_lanes(element):  # noqa: ANN001, ANN202
 _reserve_f32, _reserve_f64 = _stack_lanes(types.float32), _stack_lanes(types.float64)
 
 
+@intrinsic
+def _prefetch_line(_context, array, _index):
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch_type = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, prefetch_type, "llvm.prefetch.p0")
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        builder.call(prefetch, [place, *(ir.Constant(word, value) for value in (0, 3, 1))])  # to read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 @_inline
 def _lanes_f32():
     return carray(_reserve_f32(), (LANES,))
@@ -103,6 +118,13 @@ def _lanes_f32():
 @_inline
 def _lanes_f64():
     return carray(_reserve_f64(), (LANES,))
+
+
+@_inline
+def _prefetch(x, at):
+    """Ask for ``LANES`` elements well ahead: a computing pass leaves the core too few loads in flight by itself."""
+    for line in range(LANES // VECTOR):
+        _prefetch_line(x, at + AHEAD + line * VECTOR)
 
 
 @_inline
@@ -202,6 +224,7 @@ def _accumulate_leaf(x, M, E, block):
         for v in range(LANES // VECTOR):
             # Four neighbouring vectors go to one vector of lanes, so that memory is read strictly forwards.
             at, lane = g * GROUP + v * 4 * VECTOR, v * VECTOR
+            _prefetch(x, at)
             for j in range(VECTOR):
                 p_0, n_0 = _split(_at_least(x[at + j], LOWEST))
                 p_1, n_1 = _split(_at_least(x[at + VECTOR + j], LOWEST))
@@ -246,6 +269,7 @@ def find_max(x):
     whole = x.size // LANES
     for b in range(whole):
         at = b * LANES
+        _prefetch(x, at)
         for j in range(LANES):
             M[j] = _larger(x[at + j], M[j])
     _load(x, whole * LANES, -F32(np.inf), block)
@@ -262,6 +286,7 @@ def _sum_exp_leaf(x, y, maximum, store, S, block):
     whole = x.size // LANES
     for b in range(whole):
         at = b * LANES
+        _prefetch(x, at)
         for j in range(LANES):
             term = _exp(x[at + j] - maximum)
             S[j] += term
@@ -311,6 +336,7 @@ def _online_leaf(x, S, M, block):
     for g in range(x.size // GROUP):
         for v in range(LANES // VECTOR):
             at, lane = g * GROUP + v * 4 * VECTOR, v * VECTOR
+            _prefetch(x, at)
             for j in range(VECTOR):
                 x_0, x_1 = x[at + j], x[at + VECTOR + j]
                 x_2, x_3 = x[at + 2 * VECTOR + j], x[at + 3 * VECTOR + j]
@@ -405,6 +431,7 @@ def stream_read(x):
         S[j] = F32(0.0)
     for b in range(x.size // LANES):
         at = b * LANES
+        _prefetch(x, at)
         for j in range(LANES):
             S[j] += x[at + j]
     for i in range(x.size // LANES * LANES, x.size):
@@ -514,6 +541,7 @@ def softmax_rows(algorithm, x, y):
 
 @njit(parallel=True, **_OPTIONS)
 def parallel_rows(algorithm, x, y, threads):
+    """Row by row, the rows shared among ``threads``."""
     for c in prange(threads):
         begin, end = x.shape[0] * c // threads, x.shape[0] * (c + 1) // threads
         softmax_rows(algorithm, x[begin:end], y[begin:end])
