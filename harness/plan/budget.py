@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from harness.plan.cell import Cell
 
@@ -59,22 +60,17 @@ class Durations:
     def load(cls, root: Path, machine: str) -> Durations:
         """What ``.litmus/durations.json`` remembers for ``machine``; a file that is not readable remembers nothing."""
         try:
-            data = json.loads((root / DURATIONS_FILE).read_text(encoding="utf-8"))
-            known = {str(key): [float(item) for item in values] for key, values in data[machine].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            known = {}
-        return cls(machine, known)
+            mine = _read(root / DURATIONS_FILE).get(machine, {})
+            return cls(machine, {str(key): [float(item) for item in values] for key, values in mine.items()})
+        except (ValueError, TypeError, AttributeError):
+            return cls(machine)
 
     def save(self, root: Path) -> None:
         """Write them back beside those of other machines; only a memory, so an unwritable folder is no error."""
         path = root / DURATIONS_FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                data = {}
-            data[self.machine] = self.known
+            data = {**_read(path), self.machine: self.known}
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text(json.dumps(data, sort_keys=True, indent=0), encoding="utf-8")
             temporary.replace(path)
@@ -95,6 +91,14 @@ class Durations:
         prefix = _prefix(cell)
         others = [value for key, items in self.known.items() if key.startswith(prefix) for value in items]
         return median(others) if others else _guess_s(cell)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def _prefix(cell: Cell) -> str:

@@ -15,7 +15,9 @@ def code_hash(root: Path, folder: Path) -> str:
     """16 hex digits over the suite's Python files and their static imports below ``reference/`` and ``suites/``."""
     digest = hashlib.sha256()
     for path in sorted(code_files(root, folder)):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + _normal(path) + b"\0")
+        state = path.stat()
+        normal = _normal(path, (state.st_mtime_ns, state.st_size))
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + normal + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -34,8 +36,11 @@ def code_files(root: Path, folder: Path) -> set[Path]:
 
 
 @lru_cache(maxsize=4096)
-def _normal(path: Path) -> bytes:
-    """The file without comments and layout, so that only what can change numbers changes the hash."""
+def _normal(path: Path, state: tuple[int, int]) -> bytes:
+    """The file without comments and layout, so that only what can change numbers changes the hash.
+
+    ``state`` only tells the cache when to look again.
+    """
     data = path.read_bytes()
     if path.suffix != ".py":
         return data

@@ -6,8 +6,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
@@ -37,7 +38,9 @@ _MAX_EXTENSIONS = 2
 _DIGITS = 6
 
 
-def tune(root: Path, suite: str, experiment: str | None, jobs: int | None, progress: Progress) -> Path:
+def tune(
+    root: Path, suite: str, experiment: str | None, jobs: int | None, progress: Progress, engine: Engine | None = None
+) -> Path:
     """Search the grids of ``experiment`` (all with ``tune:`` if None) and write the winners to ``tuned.yaml``.
 
     Where an arm's best value lies at the edge of a one-dimensional numeric grid, that arm's grid grows by a step, at
@@ -47,9 +50,9 @@ def tune(root: Path, suite: str, experiment: str | None, jobs: int | None, progr
     entry = Catalog(root).get(suite)
     names = _experiments(entry.card, experiment, entry.folder)
     path = entry.folder / "tuned.yaml"
-    with LocalEngine(root, jobs or this_machine().cores) as engine:
+    with nullcontext(engine) if engine else LocalEngine(root, jobs or this_machine().cores) as running:
         for name in names:
-            search = _Search(root, entry.name, entry.folder, entry.card, name, engine, progress)
+            search = _Search(root, entry.name, entry.folder, entry.card, name, running, progress)
             found = search.run()
             kept = load_tuned(path)
             _write(path, Tuned(experiments={**kept.experiments, name: found}))
@@ -85,7 +88,7 @@ def next_value(values: Sequence[Scalar], best: Scalar) -> float | int | None:
     if numbers[0] > 0 and (not even or step <= 0):
         step = edge * (edge / inner)
     if all(isinstance(value, int) for value in numbers):
-        return None if round(step) == edge else round(step)
+        return None if round(step) == edge or (numbers[0] > 0 >= round(step)) else round(step)
     return float(f"{step:.{_DIGITS}g}")
 
 
@@ -182,10 +185,10 @@ class _Search:
             measure=Measure(), timeout_s=experiment.timeout_s, memory_gib=experiment.memory_gib,
         )
 
-    def _run(self, cells: Sequence[Cell]) -> Iterable[Record]:
+    def _run(self, cells: Sequence[Cell]) -> list[Record]:
         with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="tune") as pool:
             try:
-                yield from pool.map(self._one, cells)
+                return list(pool.map(self._one, cells))
             except BaseException:
                 self.engine.cancel()
                 pool.shutdown(cancel_futures=True)

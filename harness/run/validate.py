@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,18 @@ class Check:
     detail: str
 
 
-def validate(root: Path, suite: str, progress: Progress) -> list[Check]:
+def validate(root: Path, suite: str, progress: Progress, engine: Engine | None = None) -> list[Check]:
     """All checks of one suite, in order. Raises LitmusError where its card or its file cannot be read."""
     entry = Catalog(root).get(suite)
     card = entry.card
     checks = [Check("card", True, f"{len(card.experiments)} experiments, {len(card.claims)} claims")]
-    with LocalEngine(root, this_machine().cores) as engine:
-        seen = _inspect(engine, root, entry)
+    with nullcontext(engine) if engine else LocalEngine(root, this_machine().cores) as running:
+        seen = _inspect(running, root, entry)
         checks += [_functions(card, seen), _estimates(card, seen), _tuning(root, entry)]
-        checks.append(_oracles(engine, root, entry, seen))
+        checks.append(_oracles(running, root, entry, seen))
         watch = _Watch(progress)
-        checks += _smoke(engine, root, entry, watch)
-        checks.append(_determinism(engine, root, watch))
+        checks += _smoke(running, root, entry, watch)
+        checks.append(_determinism(running, root, watch))
     return checks
 
 
