@@ -10,7 +10,6 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
@@ -180,11 +179,15 @@ def momentum(p: Tensor, g: Tensor, m_state: State, block: int, settings: Momentu
 
 
 def _run(part: Any, parallel: Any, n: int, arguments: tuple[Any, ...]) -> None:
-    threads = numba.get_num_threads()
+    """Use as many threads as torch does, for tensors that are worth it."""
+    threads = torch.get_num_threads()
     if threads == 1 or n < PARALLEL_FROM:
         part(0, 1, *arguments)
-    else:
-        parallel(threads, *arguments)
+        return
+    parallel(threads, *arguments)
+    # Numba resets OpenMP's thread count for the whole process when its threads first start.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _arrays(state: State) -> tuple[Array, Array, tuple[Any, ...]]:

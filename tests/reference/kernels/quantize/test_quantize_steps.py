@@ -1,5 +1,9 @@
 """The fused optimizer steps: against float64, across backends, and with faults planted."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from reference.kernels.quantize import (
 
 HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
 BACKENDS = ("numba", "eager")
+ROOT = Path(__file__).parents[4]
 
 
 def draw(n, block, seed=0):
@@ -162,3 +167,16 @@ def test_bytes_per_parameter():
     assert cost.adam8bit_bytes(1, 256) == 16 + 16 / 256
     assert cost.adam_state_bytes(1, 2048) == pytest.approx(2.0039, abs=1e-4)
     assert cost.adam_state_bytes(1, 256) == 2.03125
+
+
+def test_torchs_thread_count_is_kept_and_obeyed():
+    """In a fresh process: Numba resets OpenMP's count when its own threads start."""
+    program = """
+import torch
+torch.set_num_threads({threads})
+from reference.kernels.quantize import dynamic_map, quantize_blockwise
+quantize_blockwise(torch.ones(2**17), code=dynamic_map(True))
+assert torch.get_num_threads() == {threads}, torch.get_num_threads()
+"""
+    for threads in (1, 3):
+        subprocess.run([sys.executable, "-c", program.format(threads=threads)], check=True, cwd=ROOT, timeout=60)
