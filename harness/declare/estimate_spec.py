@@ -35,7 +35,7 @@ class _Spec(BaseModel):
 
 
 class Ratio(_Spec):
-    """``of / to`` of a metric, paired; the point is the median of log ratios, exponentiated."""
+    """``of / to`` of a metric, paired; the point is exp of the median over rounds (mean over seeds) of log ratios."""
 
     ratio: str
     of: str
@@ -96,7 +96,7 @@ class Mean(_Spec):
 
 
 class Fraction(_Spec):
-    """Share of cells of one arm whose metric satisfies ``holds_if``; Wilson interval."""
+    """Share of cells of one arm whose metric satisfies ``holds_if`` (NaN never does); Wilson interval."""
 
     fraction: str
     of: str

@@ -13,7 +13,7 @@ from harness.declare.card import Card, Experiment, Part, Profile, Requirement
 from harness.declare.estimate_spec import Custom, RankCorrelation, Slope
 from harness.declare.fields import is_condition
 from harness.judge.sample import NotEstimable
-from harness.judge.tidy import matches, tidy, where
+from harness.judge.tidy import matches, objects, tidy, where
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,8 +91,9 @@ class Evidence:
             skipped = declared.in_profile(self._profile()) is None
             raise NotEstimable(f"profile {self._profile()} does not run experiment '{name}'" if skipped
                                else f"experiment '{name}' has no records in this run")
-        points = [json.loads(text) for text in cells["point"]]
-        cells = cells.assign(**{axis: [point.get(axis) for point in points] for axis in declared.axes})
+        points = objects(cells["point"])
+        columns: dict[str, Any] = {axis: [point.get(axis) for point in points] for axis in declared.axes}
+        cells = cells.assign(**columns)
         chosen = self._where(cells, need.where)
         if chosen.empty:
             asked = " and ".join(_condition_text(key, value, self.constants) for key, value in need.where.items())

@@ -45,22 +45,37 @@ def _base(records: pd.DataFrame, axes: list[str]) -> pd.DataFrame:
 
     plain = ("cell", "arm", "device", "seed", "input_bytes")
     base = pd.DataFrame({name: records[name].astype(object) for name in plain})
-    points = _parsed(records["point"])
+    points = objects(records["point"])
     for axis in axes:
         base[axis] = pd.Series([point.get(axis) for point in points], index=base.index, dtype=object).infer_objects()
     return base.infer_objects()
 
 
-def _parsed(texts: pd.Series[Any]) -> list[dict[str, Any]]:
+def objects(texts: pd.Series[Any]) -> list[dict[str, Any]]:
+    """The JSON objects of a column, equal texts read once. Raises LitmusError where a text is something else."""
     known: dict[str, dict[str, Any]] = {}
-    return [known[text] if text in known else known.setdefault(text, json.loads(text)) for text in texts]
+    for text in texts:
+        if text not in known:
+            try:
+                value = json.loads(text)
+            except (TypeError, ValueError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                raise _damaged(str(texts.name), str(text)[:80], "a JSON object")
+            known[text] = value
+    return [known[text] for text in texts]
+
+
+def _damaged(column: str, value: str, expected: str) -> LitmusError:
+    return LitmusError("a record is damaged", key=column, value=value, expected=expected,
+                       next_step="make the run again with: litmus run")
 
 
 def _trial_rows(records: pd.DataFrame, base: pd.DataFrame, card: Experiment) -> pd.DataFrame:
     import pandas as pd
 
     base["process"], base["unit"] = 0, base["seed"]
-    metrics = [json.loads(text) for text in records["metrics"]]
+    metrics = objects(records["metrics"])
     for name, metric in card.metrics.items():
         values = [row.get(name) for row in metrics]
         if metric.series:
@@ -74,7 +89,11 @@ def _trial_rows(records: pd.DataFrame, base: pd.DataFrame, card: Experiment) -> 
 def _speed_rows(records: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
-    counts = [len(items) for items in records["samples_elapsed_ns"]]
+    names = [f"samples_{name}" for name in ("process", "round", "calls", "elapsed_ns")]
+    lengths = np.array([[-1 if items is None else len(items) for items in records[name]] for name in names], dtype=int)
+    if (lengths != lengths[0]).any() or (lengths < 0).any():
+        raise _damaged("samples", "lists of different lengths", "one process, round, calls and time for each sample")
+    counts = lengths[0]
 
     def joined(name: str) -> np.ndarray[Any, Any]:
         return np.concatenate([np.asarray(items, float) for items in records[name]] or [np.empty(0)])

@@ -92,3 +92,20 @@ def test_where_refuses_an_unknown_column_and_an_unknown_constant():
 def test_no_axis_or_metric_takes_the_name_of_another_column(make_card, experiment):
     with pytest.raises(LitmusError, match="name"):
         make_card(**experiment)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null", "[" * 100_000])
+def test_text_that_is_no_json_object_is_refused(make_card, frame, trial, text):
+    table = frame([trial("a", {"loss": 1.0})])
+    card = make_card(trials={}).experiments["trials"]
+    for column in ("metrics", "point"):
+        with pytest.raises(LitmusError, match="damaged"):
+            tidy(table.assign(**{column: text}), "trials", card)
+
+
+def test_samples_of_unequal_length_are_refused(make_card, frame, speed):
+    record = speed("a", [1000, 2000], processes=1)
+    record.samples.calls.pop()
+    card = make_card(timing={"kind": "speed"})
+    with pytest.raises(LitmusError, match="damaged"):
+        tidy(frame([record]), "timing", card.experiments["timing"])
