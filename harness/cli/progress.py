@@ -51,7 +51,8 @@ class PlainProgress:
 
     def planned(self, plan: Plan) -> None:
         """The plan is made."""
-        self.tally.planned(plan.cells)
+        self.tally.planned(plan.cells, [skip.cell for skip in plan.skipped])
+        self._began_s = self._clock()
         if not self._quiet:
             self._say(f"{len(plan.cells)} cells to run, {len(plan.skipped)} skipped")
 
@@ -141,7 +142,9 @@ class LiveProgress(PlainProgress):
             str(max(0, state.total - state.done - len(state.running))), seconds(now_s - self._began_s),
             "-" if left_s is None else seconds(left_s),
         )
-        rows: list[RenderableType] = [ProgressBar(total=max(1, state.total), completed=state.done, width=60), head]
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=max(1, state.total), completed=state.done, width=60))
+        rows: list[RenderableType] = [bar, head]
         for label, since_s in list(state.running.values())[:_SHOWN_RUNNING]:
             rows.append(Text(f"  {label}  {seconds(now_s - since_s)}", style="dim"))
         if state.statuses:

@@ -37,13 +37,13 @@ def report(
         raise LitmusError("there is no stored run to report", where=root / "results", expected="at least one run",
                           next_step="make one with: litmus run --profile smoke")
     if markdown:
-        from harness.report import markdown as pages
+        from harness.report.markdown import report as as_markdown
 
-        _write(pages.report(root, runs), out)
+        _write(as_markdown(root, runs), out)
         return
-    from harness.report import site
+    from harness.report.site import build
 
-    index = site.build(root, runs, out or root / "report")
+    index = build(root, runs, out or root / "report")
     print(f"report: {index}")
     if open_page == "yes":
         typer.launch(index.resolve().as_uri())

@@ -27,10 +27,12 @@ class Tally:
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[Record] = field(default_factory=list)
     verdicts: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
     _records: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def planned(self, cells: Sequence[Cell]) -> None:
-        """Start counting ``cells``."""
+    def planned(self, cells: Sequence[Cell], skipped: Sequence[Cell] = ()) -> None:
+        """Start counting ``cells``; ``skipped`` ones only leave records."""
+        self._known = {cell.id for cell in (*cells, *skipped)}
         self.waiting = {cell.id: (cell.suite, cell.experiment) for cell in cells}
         self.total = len(self.waiting)
 
@@ -39,12 +41,14 @@ class Tally:
         self.running[cell.id] = (cell.label, now_s)
 
     def recorded(self, record: Record) -> None:
-        """One arm's record arrived."""
+        """One arm's record arrived; those of the run's own yardsticks are not counted."""
+        if record.cell not in self._known:
+            return
         self.statuses[record.status] += 1
         self._records[record.cell].append(record.status)
-        if record.status == "skipped" and record.cell in self.waiting and record.cell not in self.running:
-            del self.waiting[record.cell]  # dropped before it started: it did not fit into the budget
-            self.total -= 1
+        if record.status == "skipped" and record.cell not in self.running and record.cell in self.waiting:
+            del self.waiting[record.cell]
+            self.total -= 1  # dropped before it started: it did not fit into the budget
         if record.status not in ("ok", "skipped"):
             self.failures.append(record)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from harness.cli.options import runs_named
 from harness.cli.output import console, number, print_json, tally, verdict_text
@@ -81,11 +82,11 @@ def deciding_part(verdict: Verdict) -> Verdict | None:
 
 
 def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
-    """A table of claims with estimate, interval and rule, then the count of each verdict word."""
+    """A table of claims with estimate, interval and rule, why those not supported are not, and the counts."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("verdict", "suite", "claim", "estimate", "interval", "n", "supported if", "why"):
+    for column in ("verdict", "suite", "claim", "estimate", "interval", "n", "supported if"):
         table.add_column(column, overflow="fold", no_wrap=column in ("verdict", "interval"))
     for verdict in found:
         part = deciding_part(verdict) or {}
@@ -94,12 +95,16 @@ def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
             verdict_text(verdict["verdict"]), verdict["suite"], verdict["claim"],
             number(estimate["point"]) if estimate else "-",
             f"{number(estimate['low'])} .. {number(estimate['high'])}" if estimate else "-",
-            str(estimate["n"]) if estimate else "-", part.get("supported_if") or "-", verdict["reason"],
+            str(estimate["n"]) if estimate else "-", part.get("supported_if") or "-",
         )
     out = console()
     if found:
         out.print(table)
         out.print()
+    for verdict in found:
+        if verdict["verdict"] != "supported":
+            why = Text(f" {verdict['claim']}: {verdict['reason']}", style="default")
+            out.print(verdict_text(verdict["verdict"]) + why, soft_wrap=True)
     out.print(tally(verdict["verdict"] for verdict in found))
     if unjudged:
         out.print(f"{unjudged} claims have no stored verdict; run them with: litmus run", style="dim")

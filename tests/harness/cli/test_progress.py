@@ -157,6 +157,13 @@ def test_cells_dropped_by_the_budget_are_not_waited_for():
     assert (tally.total, tally.done, len(tally.waiting)) == (9, 1, 8)
 
 
+def test_records_of_the_runs_own_yardsticks_are_not_counted():
+    tally = Tally()
+    tally.planned(CELLS)
+    tally.recorded(a_record(replace(CELL, suite="litmus/canary"), "crashed"))
+    assert not tally.statuses and not tally.failures
+
+
 def test_a_cells_word_is_its_worst_arms():
     tally = Tally()
     tally.planned(CELLS)
