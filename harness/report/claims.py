@@ -64,23 +64,29 @@ class ClaimCard:
 
 
 def claim_cards(
-    card: Card | None, verdicts: Sequence[Verdict], constants: Mapping[str, float]
+    card: Card | None, verdicts: Sequence[Verdict], constants: Mapping[str, float], profile: str = "small"
 ) -> list[ClaimCard]:
-    """The card's claims in its order, then verdicts of claims that the card no longer has."""
+    """The card's claims in its order, then verdicts of claims that the card no longer has.
+
+    Axes with one value in the run's ``profile`` are left out of the points' names.
+    """
     found = {verdict["claim"]: verdict for verdict in verdicts}
     claims = list(card.claims) if card else []
-    cards = [_known(claim, card, found.pop(claim.id, None), constants) for claim in claims if card]
+    cards = [_known(claim, card, found.pop(claim.id, None), constants, profile) for claim in claims if card]
     return cards + [_gone(verdict, constants) for verdict in found.values()]
 
 
-def _known(claim: Claim, card: Card, verdict: Verdict | None, constants: Mapping[str, float]) -> ClaimCard:
+def _known(
+    claim: Claim, card: Card, verdict: Verdict | None, constants: Mapping[str, float], profile: str
+) -> ClaimCard:
     by_part: dict[str, list[Verdict]] = {}
     for part in (verdict or {}).get("parts", []):
         by_part.setdefault(part["id"], []).append(part)
     groups = []
     for part in claim.resolved_parts():
         name = part.id or claim.id
-        groups.append(_group(name, words.question_of(part, card), by_part.pop(name, []), constants))
+        fixed = _fixed_axes(card, part.experiment or "", profile)
+        groups.append(_group(name, words.question_of(part, card), by_part.pop(name, []), constants, fixed))
     groups += [_group(name, None, rows, constants) for name, rows in by_part.items()]
     return ClaimCard(
         id=claim.id, statement=claim.statement, paper=claim.paper,
@@ -104,7 +110,8 @@ def _gone(verdict: Verdict, constants: Mapping[str, float]) -> ClaimCard:
 
 
 def _group(
-    name: str, test: words.Question | None, parts: Sequence[Verdict], constants: Mapping[str, float]
+    name: str, test: words.Question | None, parts: Sequence[Verdict], constants: Mapping[str, float],
+    fixed: Sequence[str] = (),
 ) -> PartGroup:
     """The rule shown is the one the verdict was judged by; the card's where nothing was judged."""
     supported_if = parts[0]["supported_if"] if parts else test.supported_if if test else ""
@@ -119,7 +126,8 @@ def _group(
     unit = test.unit if test else ""
     rows = [
         PartRow(
-            point=point_text(part.get("point") or {}), verdict=part["verdict"], reason=part["reason"],
+            point=point_text({axis: value for axis, value in (part.get("point") or {}).items() if axis not in fixed}),
+            verdict=part["verdict"], reason=part["reason"],
             strip=decision_strip(estimate, refute, *regions, unit, scale),
             numbers=estimate_text(estimate, unit) if estimate and math.isfinite(estimate["point"]) else Markup(""),
             basis=_basis(part), cells=tuple(part.get("cells") or ()),
@@ -130,6 +138,12 @@ def _group(
         strip = decision_strip(None, None, *regions, unit, scale)
         rows = [PartRow("", "not run", "", strip, Markup(""), "", ())]
     return PartGroup(name, test, supported_if, refuted_if, tuple(rows))
+
+
+def _fixed_axes(card: Card, experiment: str, profile: str) -> list[str]:
+    declared = card.experiments[experiment]
+    here = declared.in_profile(profile) or declared  # type: ignore[arg-type]  # a stored run's profile is one
+    return [axis for axis, values in here.axes.items() if len(values) == 1]
 
 
 def _numbers(stored: Mapping[str, Any] | None) -> dict[str, float] | None:

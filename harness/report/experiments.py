@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from harness.declare.card import Card, Experiment
@@ -27,7 +28,10 @@ SLOTS = 8
 
 @dataclass(frozen=True)
 class Dots:
-    """One metric in one panel: a row per arm on a shared scale. ``rows`` are (arm, slot, strip, value, remark)."""
+    """One metric in one panel: a row per arm on a shared scale. ``rows`` are (arm, slot, strip, value, remark).
+
+    Where every arm and seed has one and the same value there is one row, without a strip, and no ``scale``.
+    """
 
     metric: str
     panel: str
@@ -75,21 +79,25 @@ class Section:
         return bool(self.figures or self.curves or self.dots)
 
 
-def arm_slots(card: Card) -> dict[str, int]:
-    """A colour slot for every arm of a paper, the same in all its experiments."""
+def arm_slots(card: Card, name: str) -> dict[str, int]:
+    """A colour slot for every arm of an experiment: the arm's own across the paper, another where that is taken."""
     arms = dict.fromkeys(arm for experiment in card.experiments.values() for arm in experiment.arms)
-    return {arm: index % SLOTS for index, arm in enumerate(arms)}
+    own = {arm: index % SLOTS for index, arm in enumerate(arms)}
+    slots: dict[str, int] = {}
+    for arm in card.experiments[name].arms:
+        free = [slot for slot in range(SLOTS) if slot not in slots.values()]
+        slots[arm] = own[arm] if own[arm] in free or not free else free[0]
+    return slots
 
 
 def sections(card: Card, records: pd.DataFrame, info: RunInfo) -> list[Section]:
     """One section per experiment of the card that left records in this run."""
-    slots = arm_slots(card)
     made = []
     for name, experiment in card.experiments.items():
         own = records.loc[(records["experiment"] == name).to_numpy()]
         if len(own):
             build = _speed if experiment.kind == "speed" else _trial
-            made.append(build(name, experiment, own, slots, info, _claimed(card, name)))
+            made.append(build(name, experiment, own, arm_slots(card, name), info, _claimed(card, name)))
     return made
 
 
@@ -156,8 +164,9 @@ def _trial(
         figures = tuple(metric_figure(panel, x, slots, units) for panel in panels[:MAX_PANELS])
         return Section(**base, **drawn, figures=figures, caption="Line: mean over seeds; band: its 95 % interval.")
     dots = [_metric_dots(metric, panel, experiment, slots) for metric in scalars for panel in panels[:MAX_PANELS]]
+    varying = any(item.scale for item in dots)
     return Section(**base, **drawn, dots=tuple(item for item in dots if item.rows),
-                   caption="Dot: one seed; diamond: their mean; bar: its 95 % interval.")
+                   caption="Dot: one seed; diamond: their mean; bar: its 95 % interval." if varying else "")
 
 
 def _time_dots(panel: Panel, slots: Mapping[str, int]) -> Dots:
@@ -175,20 +184,33 @@ def _time_dots(panel: Panel, slots: Mapping[str, int]) -> Dots:
 
 def _metric_dots(metric: str, panel: Panel, experiment: Experiment, slots: Mapping[str, int]) -> Dots:
     rows: list[TrialRow] = [row for row in panel.rows if row.metric == metric]
-    unit = experiment.metrics[metric].unit
+    unit, better = experiment.metrics[metric].unit, experiment.metrics[metric].better
+    values = [value for row in rows for value in row.values]
+    if len(set(values)) == 1 and all(row.values for row in rows):
+        only = (_all_of(rows), -1, Markup(""), data(values[0], unit), _seeds(rows))
+        return Dots(metric, panel.title, better, (only,), Markup(""))
     scale = Scale.over([value for row in rows for value in (*row.values, row.low, row.high)], pad=0.04)
+    apart = digits_for(*(float(np.median(values)), min(values), max(values))) + 1 if values else 3
     made = []
     for row in rows:
-        digits = digits_for(row.mean, row.low, row.high)
-        label = f"{row.arm}: mean {with_unit(row.mean, unit, digits)}, 95 % interval " \
-                f"{with_unit(row.low, unit, digits)} to {with_unit(row.high, unit, digits)}, {len(row.values)} seeds"
-        remark = f"{len(row.values)} seed{'s' if len(row.values) != 1 else ''}"
-        if row.failed:
-            remark += f", {row.failed} not finite"
-        made.append((row.arm, slots[row.arm],
-                     dot_strip(row.values, row.mean, row.low, row.high, slots[row.arm], scale, label),
-                     data(row.mean, unit, digits) if row.values else Markup("–"), remark))
-    return Dots(metric, panel.title, experiment.metrics[metric].better, tuple(made), scale_ticks(scale, unit))
+        digits = max(apart, digits_for(row.mean, row.low, row.high))
+        shown = [with_unit(item, unit, digits) for item in (row.mean, row.low, row.high)]
+        label = f"{row.arm}: mean {shown[0]}, 95 % interval {shown[1]} to {shown[2]}, {_seeds([row])}"
+        strip = dot_strip(row.values, row.mean, row.low, row.high, slots[row.arm], scale, label)
+        value = data(row.mean, unit, digits) if row.values else Markup("–")
+        made.append((row.arm, slots[row.arm], strip, value, _seeds([row])))
+    return Dots(metric, panel.title, better, tuple(made), scale_ticks(scale, unit))
+
+
+def _all_of(rows: Sequence[TrialRow]) -> str:
+    return "every arm" if len(rows) > 1 else rows[0].arm
+
+
+def _seeds(rows: Sequence[TrialRow]) -> str:
+    counts, failed = {len(row.values) for row in rows}, sum(row.failed for row in rows)
+    seeds = max(counts)
+    text = f"{seeds} seed{'s' if seeds != 1 else ''}"
+    return text + (f", {failed} not finite" if failed else "")
 
 
 def _base(

@@ -13,6 +13,7 @@ from typing import Any
 from harness.report.numbers import axis_value, tick, with_unit
 from harness.report.panels import Panel
 from harness.report.speed_view import Limits, SpeedRow
+from harness.report.ticks import log_ticks
 from harness.report.trial_view import CurveRow, TrialRow
 
 View = dict[str, Any]
@@ -55,16 +56,6 @@ def curve_figure(panel: Panel, slots: Mapping[str, int], units: Mapping[str, str
         _curve_view(metric, [row for row in panel.rows if row.metric == metric], slots, units.get(metric, ""))
         for metric in metrics
     ]}
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive values: decades, or 1-2-5 steps where there are few decades."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    span = math.log10(high / low)
-    steps: Sequence[float] = (1,) if span > 2.5 else (1, 2, 5) if span > 0.7 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-    every = max(1, math.ceil(span / 7))
-    return [step * 10.0**power for power in range(first, last + 1, every) for step in steps
-            if low <= step * 10.0**power * (1 + 1e-9) and step * 10.0**power <= high * (1 + 1e-9)]
 
 
 def _speed_view(

@@ -43,9 +43,9 @@ def with_unit(value: float | None, unit: str = "", digits: int = 3) -> str:
     return plain(value, digits) + (NARROW + unit if unit else "")
 
 
-def tick(value: float, unit: str = "") -> str:
+def tick(value: float, unit: str = "", digits: int = 6) -> str:
     """As :func:`with_unit` for round numbers such as thresholds and ticks: no trailing zeros."""
-    return _trimmed(with_unit(value, unit))
+    return _trimmed(with_unit(value, unit, digits))
 
 
 def digits_for(point: float, low: float, high: float) -> int:

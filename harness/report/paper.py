@@ -57,9 +57,10 @@ def paper_page(
     if result is not None and records is not None and line.card is not None:
         made = sections(line.card, records, result.run.info)
     constants = result.run.info.constants() if result else {}
+    profile = result.run.info.profile if result else "small"
     return PaperPage(
         line=line, result=result,
-        claims=tuple(claim_cards(line.card, result.verdicts if result else (), constants)),
+        claims=tuple(claim_cards(line.card, result.verdicts if result else (), constants, profile)),
         sections=tuple(made), tuning=tuple(_tuning(line, result)), failures=tuple(failed),
     )
 

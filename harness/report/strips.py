@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from harness.declare.arithmetic import Condition
 from harness.report.numbers import data, digits_for, tick, with_unit
+from harness.report.ticks import linear_ticks, log_ticks
 
 _HEIGHT, _MIDDLE = 46, 16
 
@@ -35,6 +36,10 @@ class Scale:
             low, high = math.log10(low), math.log10(high)
         room = (high - low) * pad or abs(high) * 0.1 or 1.0
         return cls(low - room, high + room, log)
+
+    def ticks(self) -> list[float]:
+        """A few round numbers inside the scale."""
+        return log_ticks(10**self.low, 10**self.high) if self.log else linear_ticks(self.low, self.high)
 
     def percent(self, value: float) -> float:
         """Where ``value`` lies, in percent; infinite and outlying values go to the ends."""
@@ -89,17 +94,19 @@ def dot_strip(
 
 
 def scale_ticks(scale: Scale, unit: str) -> Markup:
-    """The scale under a column of dot strips: its two ends, labelled just inside."""
-    inner = scale.high - scale.low
-    ends = [scale.low + inner * share for share in (0.0, 0.5, 1.0)]
-    shown = [tick(10**end if scale.log else end, unit) for end in ends]
-    return Markup('<span class="scale" aria-hidden="true"><span>{}</span><span>{}</span><span>{}</span></span>').format(
-        *shown)
+    """The scale under a column of dot strips: round numbers at their places."""
+    found = [item for item in scale.ticks() if 2 < scale.percent(item) < 98]
+    texts = [Markup('<text x="{0}%" y="12" text-anchor="middle">{1}</text><line x1="{0}%" x2="{0}%" y1="-4" y2="0"/>')
+             .format(_p(scale.percent(item)), tick(item, unit, 9)) for item in found]
+    return Markup('<svg class="scale" aria-hidden="true" width="100%" height="16">{}</svg>').format(
+        Markup("").join(texts))
 
 
 def estimate_text(estimate: dict[str, float], unit: str) -> Markup:
-    """``1.27× [1.24, 1.30]`` with exact values in the markup."""
+    """``1.27× 1.24× … 1.30×`` with exact values in the markup; ``exact`` for an interval without width."""
     digits = digits_for(estimate["point"], estimate["low"], estimate["high"])
+    if estimate["low"] == estimate["high"]:
+        return Markup('<b>{}</b> <span class="interval">exact</span>').format(data(estimate["point"], unit, digits))
     point, low, high = (data(estimate[key], unit, digits) for key in ("point", "low", "high"))
     return Markup('<b>{}</b> <span class="interval">{} … {}</span>').format(point, low, high)
 

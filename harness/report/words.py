@@ -21,12 +21,12 @@ from harness.declare.estimate_spec import (
     Ratio,
     Slope,
 )
+from harness.declare.fields import is_condition
 from harness.errors import LitmusError
-from harness.judge.tidy import is_condition
 from harness.report.numbers import axis_value
 
 VERDICTS = ("supported", "refuted", "inconclusive", "not run")
-MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "~", "not run": "–"}
+MARKS = {"supported": "✓", "refuted": "✗", "inconclusive": "◐", "not run": "–"}
 _SPEED_UNITS = {"time": "ns", "bandwidth": "B/s", "flop_rate": "FLOP/s", "error": "", "peak_bytes": "B"}
 _SPEED_NAMES = {"time": "time per call", "bandwidth": "bandwidth", "flop_rate": "FLOP rate",
                 "error": "relative error", "peak_bytes": "peak memory"}

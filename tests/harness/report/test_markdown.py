@@ -9,7 +9,7 @@ def test_the_table_has_a_row_per_paper_with_marks_and_run(root, runs):
     assert len(rows) == 4
     assert rows[0] == (
         "| sums | [A faster sum](suites/sums/two_pass), 2020, [arXiv 2001.00001](https://arxiv.org/abs/2001.00001) | "
-        "✓ out of cache speedup<br>~ bandwidth bound<br>✗ same in cache | "
+        "✓ out of cache speedup<br>◐ bandwidth bound<br>✗ same in cache | "
         "small, test-2c-8g-abcdef, 20260102-030405-small |"
     )
     assert "never run" in rows[3]
@@ -18,7 +18,7 @@ def test_the_table_has_a_row_per_paper_with_marks_and_run(root, runs):
 def test_totals_and_legend(root, runs):
     head = markdown.table(root, runs).splitlines()
     assert head[0] == "4 papers, 7 claims: 3 supported, 1 refuted, 1 inconclusive, 2 not run."
-    assert head[2] == "✓ supported · ✗ refuted · ~ inconclusive · – not run"
+    assert head[2] == "✓ supported · ✗ refuted · ◐ inconclusive · – not run"
 
 
 def test_equal_inputs_give_equal_text_whatever_the_code_is(root, runs):

@@ -156,7 +156,7 @@ def test_missing_data_leaves_gaps_and_no_error(root, another_run):
     )
     write_verdicts(bare, [])
     page = text(build(root) / "papers/sums/two_pass.html")
-    assert "no stored run has judged this claim" in page and "roofline" not in page
+    assert "No stored run has judged this claim" in page and "roofline" not in page
     write_records(bare, [])
     assert "Environment" in text(build(root) / "papers/sums/two_pass.html")
     (bare / "records.parquet").unlink()

@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as some
 
 from harness.declare.catalog import Catalog
 from harness.judge.tidy import tidy
 from harness.report.experiments import arm_slots, sections
-from harness.report.figures import log_ticks
 from harness.report.panels import running_axis, split
 from harness.report.site import COLUMNS
 from harness.report.speed_view import Limits, limits_for, speed_rows
+from harness.report.ticks import linear_ticks, log_ticks
 from harness.report.trial_view import curve_rows, mean_interval, trial_rows
 
 
@@ -142,7 +144,17 @@ def test_the_roofline_is_not_that_of_an_unproved_yardstick(root, records, runs):
 
 
 def test_arms_keep_their_colour_across_experiments(root):
-    assert arm_slots(card(root, "lowrank")) == {"projected": 0, "adam": 1}
+    assert arm_slots(card(root, "lowrank"), "pretrain") == {"projected": 0, "adam": 1}
+    assert arm_slots(card(root, "lowrank"), "ranks") == {"projected": 0}
+
+
+def test_arms_of_one_experiment_never_share_a_colour(root):
+    base = card(root, "lowrank")
+    names = [f"arm{index}" for index in range(12)]
+    first, second = (base.experiments["ranks"].model_copy(update={"arms": arms}) for arms in (names, ["arm0", "arm8"]))
+    wide = base.model_copy(update={"experiments": {"first": first, "second": second}})
+    assert arm_slots(wide, "second") == {"arm0": 0, "arm8": 1}
+    assert len(set(arm_slots(wide, "first").values())) == 8
 
 
 def test_the_arms_table_counts_statuses(root, records, runs):
@@ -150,3 +162,19 @@ def test_the_arms_table_counts_statuses(root, records, runs):
     arms = {item.arm: item for item in sections(card(root, "two_pass"), own, runs[0].info)[0].arms}
     assert arms["online"].counts == {"ok": 13, "wrong": 1} and arms["copy"].counts == {"ok": 14}
     assert arms["two_pass"].worst_error == 2.5e-7 and arms["two_pass"].tolerance == 1e-6
+
+
+@given(some.floats(-1e12, 1e12), some.floats(1e-6, 1e12))
+def test_linear_ticks_are_inside_and_apart(low, width):
+    assume(low + width > low + abs(low) * 1e-9)
+    ticks = linear_ticks(low, low + width)
+    assert 2 <= len(ticks) <= 9 and ticks == sorted(set(ticks))
+    assert all(low - 1e-6 * width <= item <= low + width * (1 + 1e-6) for item in ticks)
+
+
+def test_one_value_everywhere_is_said_once(root, records, runs):
+    own = records[(records["suite"] == "training/lowrank").to_numpy()].copy()
+    own["metrics"] = ['{"val_loss": 2.5, "state_bytes": 7.0, "curve": [1.0, 2.0]}'] * len(own)
+    dots = sections(card(root, "lowrank"), own, runs[0].info)[0].dots
+    assert [[row[0] for row in item.rows] for item in dots] == [["every arm"], ["every arm"]]
+    assert all(not item.scale for item in dots)
