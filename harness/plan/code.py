@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def code_files(root: Path, folder: Path) -> set[Path]:
         seen.update(path.parent.glob("*.cu"))
         todo += _project_imports(root, path)
     return seen
+
+
+def library_modules(root: Path, folder: Path) -> set[str]:
+    """What the files behind :func:`code_hash` import from elsewhere, dotted; attributes that look like modules too."""
+    found: set[str] = set()
+    for path in code_files(root, folder):
+        with suppress(SyntaxError):
+            found.update(_imported(ast.parse(path.read_bytes()), path, root))
+    return {name for name in found if name.split(".")[0] not in (*_PROJECT_PACKAGES, "harness")}
 
 
 @lru_cache(maxsize=4096)

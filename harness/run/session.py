@@ -19,6 +19,7 @@ from typing import Any
 from harness.errors import LitmusError
 from harness.plan.budget import Durations, breadth_first, fit
 from harness.plan.cell import Cell
+from harness.plan.code import library_modules
 from harness.plan.machine import Machine, this_machine
 from harness.plan.plan import Plan, Request, make_plan
 from harness.records.record import Record
@@ -73,13 +74,15 @@ def run(
     folder = options.resume or options.out or about.default_folder(root, machine, request.profile)
     with Journal(folder, options.command) as journal:
         _refuse_other_run(folder, options)
-        with nullcontext(engine) if engine else _local(root, options.jobs or machine.cores) as running:
+        with nullcontext(engine) if engine else _local(root, options, machine, plan) as running:
             info = about.run_info(root, folder, request, options.command, machine, plan, before)
             return _Session(root, plan, info, options, machine, journal, running, progress).run()
 
 
-def _local(root: Path, slots: int) -> LocalEngine:
-    engine = LocalEngine(root, slots)
+def _local(root: Path, options: RunOptions, machine: Machine, plan: Plan) -> LocalEngine:
+    suites = {cell.suite for cell in plan.cells}
+    preload = {module for name in suites for module in library_modules(root, root / "suites" / name)}
+    engine = LocalEngine(root, options.jobs or machine.cores, preload)
     engine.warm()  # its libraries load while the run is described
     return engine
 

@@ -23,7 +23,7 @@ from harness.declare.seeds import TUNING_OFFSET
 from harness.declare.tuned import Score, Tuned, TunedExperiment, Winner, load_tuned
 from harness.errors import LitmusError, did_you_mean
 from harness.plan.cell import Cell
-from harness.plan.code import code_hash
+from harness.plan.code import code_hash, library_modules
 from harness.plan.machine import this_machine
 from harness.plan.plan import Plan
 from harness.records.record import Record
@@ -50,13 +50,17 @@ def tune(
     entry = Catalog(root).get(suite)
     names = _experiments(entry.card, experiment, entry.folder)
     path = entry.folder / "tuned.yaml"
-    with nullcontext(engine) if engine else LocalEngine(root, jobs or this_machine().cores) as running:
+    with nullcontext(engine) if engine else _local(root, entry.folder, jobs) as running:
         for name in names:
             search = _Search(root, entry.name, entry.folder, entry.card, name, running, progress)
             found = search.run()
             kept = load_tuned(path)
             _write(path, Tuned(experiments={**kept.experiments, name: found}))
     return path
+
+
+def _local(root: Path, folder: Path, jobs: int | None) -> LocalEngine:
+    return LocalEngine(root, jobs or this_machine().cores, library_modules(root, folder))
 
 
 def _experiments(card: Card, wanted: str | None, folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from harness.declare.estimate_spec import Custom
 from harness.declare.tuned import load_tuned
 from harness.errors import LitmusError
 from harness.plan.cell import Cell
-from harness.plan.code import code_hash
+from harness.plan.code import code_hash, library_modules
 from harness.plan.machine import this_machine
 from harness.plan.plan import Plan, Request, make_plan
 from harness.records.record import Record
@@ -48,7 +48,7 @@ def validate(root: Path, suite: str, progress: Progress, engine: Engine | None =
     entry = Catalog(root).get(suite)
     card = entry.card
     checks = [Check("card", True, f"{len(card.experiments)} experiments, {len(card.claims)} claims")]
-    with nullcontext(engine) if engine else LocalEngine(root, this_machine().cores) as running:
+    with nullcontext(engine) if engine else _local(root, entry) as running:
         seen = _inspect(running, root, entry)
         checks += [_functions(card, seen), _estimates(card, seen), _tuning(root, entry)]
         checks.append(_oracles(running, root, entry, seen))
@@ -56,6 +56,10 @@ def validate(root: Path, suite: str, progress: Progress, engine: Engine | None =
         checks += _smoke(running, root, entry, watch)
         checks.append(_determinism(running, root, watch))
     return checks
+
+
+def _local(root: Path, entry: Entry) -> LocalEngine:
+    return LocalEngine(root, this_machine().cores, library_modules(root, entry.folder))
 
 
 def _limits() -> Limits:

@@ -1,4 +1,4 @@
-"""``python -m harness.run.zygote FD``: imports the heavy libraries once and forks a supervisor for each job.
+"""``python -m harness.run.zygote FD [MODULE...]``: imports heavy libraries once and forks a supervisor for each job.
 
 It never computes, so it has one thread and forking is safe. Each byte that arrives on the control socket brings two
 file descriptors: the job's socket and its page. At the end of the stream it ends, and everything below it does too.
@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 
 from harness.run import processes
@@ -21,6 +22,8 @@ from harness.run.protocol import Job
 from harness.run.supervisor import Supervisor
 
 LIBRARIES = ("numpy", "torch", "numba", "threadpoolctl")
+# Imported ahead when a suite uses them: they start no thread and read no state that a worker changes.
+HARMLESS = ("numpy", "pandas", "scipy", "sklearn")
 READY = b"R"
 _END_S = 5.0
 
@@ -141,17 +144,21 @@ def _import_determinism() -> None:
     torch.use_deterministic_algorithms(False)
 
 
-def main(control_fd: int) -> None:
-    """Preload, then serve until the parent is gone."""
+def main(control_fd: int, preload: Sequence[str]) -> None:
+    """Import, then serve until the parent is gone. ``preload`` are names that suites import, modules or not."""
     for name in LIBRARIES:
         importlib.import_module(name)
     for name in ("harness.run.worker", "harness.run.trial"):
         importlib.import_module(name)
     _import_determinism()
+    for name in preload:
+        if name.split(".")[0] in HARMLESS:
+            with suppress(ImportError):  # an attribute, not a module, or a module this version does not have
+                importlib.import_module(name)
     with suppress(ImportError):  # the platform may have another threading layer; it is then loaded by each worker
         importlib.import_module("numba.np.ufunc.omppool")
     Zygote(socket.socket(fileno=control_fd)).run()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,12 +27,14 @@ _END_S = 10.0
 class LocalEngine:
     """Runs jobs on this machine. A context manager; leaving it ends every process it started.
 
-    The zygote starts with the first job, or ahead of it with :meth:`warm`, and again if something kills it.
+    The zygote starts with the first job, or ahead of it with :meth:`warm`, and again if something kills it. It imports
+    ``preload`` (dotted modules, where it knows them to be harmless) beside its own libraries, once for all workers.
     """
 
-    def __init__(self, root: Path, slots: int) -> None:
+    def __init__(self, root: Path, slots: int, preload: Iterable[str] = ()) -> None:
         need_linux()
         self.root, self.slots = root, slots
+        self._preload = tuple(sorted(preload))
         self._lock = threading.Lock()
         self._zygote: _Zygote | None = None
         self._running: set[socket.socket] = set()
@@ -47,7 +50,7 @@ class LocalEngine:
         """Start the zygote without waiting for it."""
         with self._lock:
             if self._zygote is None or not self._zygote.alive():
-                self._zygote = _Zygote(self.root)
+                self._zygote = _Zygote(self.root, self._preload)
 
     def ready(self) -> None:
         """See :class:`harness.run.engine.base.Engine`."""
@@ -78,7 +81,7 @@ class LocalEngine:
 
     def _started(self) -> _Zygote:
         if self._zygote is None or not self._zygote.alive():
-            self._zygote = _Zygote(self.root)
+            self._zygote = _Zygote(self.root, self._preload)
         self._zygote.wait_ready()
         return self._zygote
 
@@ -99,14 +102,14 @@ class LocalEngine:
 class _Zygote:
     """The parent's end of the preloaded process."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, preload: Sequence[str]) -> None:
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self.ready = False
         os.set_inheritable(theirs.fileno(), True)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.run.zygote", str(theirs.fileno())],
+                [sys.executable, "-m", "harness.run.zygote", str(theirs.fileno()), *preload],
                 cwd=root, env=environment(root), stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )
@@ -166,7 +169,7 @@ def _shut(conn: socket.socket) -> None:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """The zygote's environment: one thread while it imports, equal hashes in every worker, the project importable."""
+    """The zygote's environment: no library starts a thread, equal hashes in every worker, the project importable."""
     package = str(Path(harness.__file__).resolve().parents[1])
     path = [str(root), package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
@@ -174,5 +177,6 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
         "PYTHONHASHSEED": "0",
         "OPENBLAS_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }

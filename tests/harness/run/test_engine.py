@@ -130,6 +130,17 @@ def test_the_zygote_has_one_thread(engine):
     assert len(list(Path(f"/proc/{engine._zygote.process.pid}/task").iterdir())) == 1
 
 
+def test_preloading_what_suites_use_starts_no_thread(tmp_path):
+    modules = ["scipy.stats", "sklearn.datasets", "sklearn.datasets.load_digits", "pandas", "antigravity", "no_module"]
+    with LocalEngine(tmp_path, 1, modules) as engine:
+        engine.ready()
+        pid = engine._zygote.process.pid
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+        loaded = Path(f"/proc/{pid}/maps").read_text()
+    assert "scipy/stats" in loaded
+    assert "sklearn" in loaded
+
+
 def test_tuned_values_reach_the_trial(write_suite, engine, cells):
     body = """
     @suite.trial("t")
