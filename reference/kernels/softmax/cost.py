@@ -51,3 +51,5 @@ ALGORITHMS = {
     "three_pass_reload": _sum("max", "sum_store_exp", "scale"),  # 3 reads, 2 writes: 20 bytes
     "online": _sum("online_sum", "store_shifted"),  # 2 reads, 1 write: 12 bytes
 }
+# Amax, difference, exp, sum and quotient, each an array operation of its own: 5 reads, 3 writes.
+SCIPY = Cost(5, 3, _EXP + 3.0)

@@ -33,10 +33,12 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def log_sum_exp(x: np.ndarray) -> float:
     """ln(sum(e^x)) of a vector in float64."""
-    wide = x.astype(np.float64)
-    largest = wide.max()
-    wide -= largest
-    return float(largest + np.log(np.exp(wide, out=wide).sum()))
+    largest = float(x.max())
+    total = 0.0
+    for start in range(0, x.size, _SLICE):
+        part = x[start : start + _SLICE] - np.float64(largest)
+        total += float(np.exp(np.maximum(part, _LOWEST, out=part), out=part).sum())
+    return largest + math.log(total)
 
 
 def error_units(outputs: np.ndarray, expected: np.ndarray, scale: float = 1.0) -> float:
