@@ -35,11 +35,16 @@ class System:
     C: np.ndarray
 
     @classmethod
-    def random(cls, m: int, n: int, terms: int, seed: int) -> System:
-        """Gaussian A, Wishart B and C."""
+    def random(cls, m: int, n: int, terms: int, seed: int, freedom: float = 2.0) -> System:
+        """Gaussian A; Wishart B and C with ``freedom`` times as many degrees of freedom as rows.
+
+        The closer ``freedom`` is to 1, the worse conditioned the system.
+        """
         random = np.random.default_rng(seed)
-        X, Y = random.standard_normal((terms, m, m)), random.standard_normal((terms, n, n))
-        return cls(random.standard_normal((terms, m, n)), X @ X.transpose(0, 2, 1) / m, Y @ Y.transpose(0, 2, 1) / n)
+        k, j = round(freedom * m), round(freedom * n)
+        X, Y = random.standard_normal((terms, m, k)), random.standard_normal((terms, n, j))
+        A = random.standard_normal((terms, m, n))
+        return cls(A, X @ X.transpose(0, 2, 1) / k, Y @ Y.transpose(0, 2, 1) / j)
 
     def gradient(self, W: np.ndarray) -> np.ndarray:
         """G at the weights W; gradient descent is W <- W + eta G."""

@@ -10,6 +10,7 @@ import torch
 
 from harness.declare.seeds import seed_for
 from harness.declare.suite import Arm, Estimate, Point, Problem, Suite
+from harness.judge.stats.intervals import wilson
 from reference.kernels import project as kernels
 from reference.kernels.project import cost, truth
 from reference.kernels.project.refresh import REFRESHES, gradient_like, refresh_error
@@ -92,17 +93,19 @@ def switching(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str
 
 @suite.trial("lemma")
 def lemma(arm: str, point: Point, seed: int, device: str) -> Metrics:
-    """One random system."""
+    """Many random systems, each from its own start."""
     rows, columns = point["rows"], point["columns"]
-    system = System.random(rows, columns, point["terms"], seed_for("system", seed))
-    W = np.random.default_rng(seed_for("weights", seed)).standard_normal((rows, columns))
-    path = system.trajectory(W)
+    paths = []
+    for index in range(point["systems"]):
+        system = System.random(rows, columns, point["terms"], seed_for("system", seed, index), point["freedom"])
+        W = np.random.default_rng(seed_for("weights", seed, index)).standard_normal((rows, columns))
+        paths.append(system.trajectory(W))
     return {
-        "worst_ratio": path.worst_ratio(),
-        "worst_rise": path.worst_rise(),
-        "first": float(path.stable_rank[0]),
-        "last": float(path.stable_rank[-1]),
-        "stable_rank": path.stable_rank[::10].tolist(),
+        "worst_ratio": [path.worst_ratio() for path in paths],
+        "worst_rise": [path.worst_rise() for path in paths],
+        "first": float(np.mean([path.stable_rank[0] for path in paths])),
+        "last": float(np.mean([path.stable_rank[-1] for path in paths])),
+        "stable_rank": paths[0].stable_rank[::10].tolist(),
     }
 
 
@@ -179,9 +182,18 @@ def refresh_time(point: Point, rng: np.random.Generator, device: str) -> Problem
 @suite.estimate("largest")
 def largest(records: pd.DataFrame, level: float, metric: str) -> Estimate:
     """The largest value of ``metric`` over the systems: a statement about these systems, so without an interval."""
-    values = records[metric].to_numpy(float)
+    values = np.concatenate([np.asarray(row, float) for row in records[metric]])
     worst = float(values.max()) if np.isfinite(values).all() else float("nan")
     return Estimate(worst, worst, worst, len(values), level, unit="system", method="largest value over the systems")
+
+
+@suite.estimate("share_at_most")
+def share_at_most(records: pd.DataFrame, level: float, metric: str, limit: float) -> Estimate:
+    """Share of the systems, which are independent, with ``metric`` at most ``limit``; Wilson interval."""
+    values = np.concatenate([np.asarray(row, float) for row in records[metric]])
+    count = int((values <= limit).sum())
+    low, high = wilson(count, len(values), level)
+    return Estimate(count / len(values), low, high, len(values), level, "system", "Wilson interval over systems")
 
 
 @suite.oracle

@@ -104,13 +104,18 @@ def test_seeds_are_shared_by_arms_and_differ_between_seeds():
     assert (first.data_seed, first.init_seed) != (second.data_seed, second.init_seed)
 
 
-def test_the_largest_estimate_has_no_width_and_does_not_hide_a_failure():
+def test_estimates_over_systems_pool_the_seeds_and_do_not_hide_a_failure():
     import pandas as pd
 
-    table = pd.DataFrame({"worst_ratio": [0.5, 0.9, 0.7]})
-    estimate = galore.largest(table, 0.95, metric="worst_ratio")
-    assert (estimate.low, estimate.point, estimate.high, estimate.n) == (0.9, 0.9, 0.9, 3)
-    assert np.isnan(galore.largest(pd.DataFrame({"worst_ratio": [0.5, np.nan]}), 0.95, metric="worst_ratio").point)
+    table = pd.DataFrame({"x": [[0.5, 0.9], [0.7, 0.1]]})
+    worst = galore.largest(table, 0.95, metric="x")
+    assert (worst.low, worst.point, worst.high, worst.n) == (0.9, 0.9, 0.9, 4)
+    share = galore.share_at_most(table, 0.95, metric="x", limit=0.7)
+    assert share.point == 0.75
+    assert 0 < share.low < 0.75 < share.high < 1
+    broken = pd.DataFrame({"x": [[0.5, np.nan]]})
+    assert np.isnan(galore.largest(broken, 0.95, metric="x").point)
+    assert galore.share_at_most(broken, 0.95, metric="x", limit=0.7).point == 0.5
 
 
 @pytest.mark.parametrize("slug", SUITES)
