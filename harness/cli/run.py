@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.cli.dry_run import print_plan
 from harness.cli.options import at_least_one, parse_budget, parse_devices, parse_profile
-from harness.cli.output import console
+from harness.cli.output import console, shown
 from harness.cli.progress import PlainProgress, print_failures, progress_for
 from harness.cli.verdicts import print_verdicts
 from harness.declare.catalog import find_root
@@ -103,7 +103,7 @@ def _finish(ended: tuple[RunResult, PlainProgress]) -> None:
     out = console()
     _print_summary(out, result, progress)
     if result.interrupted:
-        out.print(f"interrupted; go on with: litmus run --resume {result.folder}", soft_wrap=True)
+        out.print(f"interrupted; go on with: litmus run --resume {shown(result.folder)}", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
     alarm = _canary_alarm(result.folder)
     if alarm:
@@ -121,9 +121,9 @@ def _print_summary(out: Console, result: RunResult, progress: PlainProgress) -> 
         print_verdicts(list(result.verdicts))
     counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()) if count)
     out.print(f"records:  {counts or 'none'}")
-    out.print(f"run:      {result.folder}", soft_wrap=True)
+    out.print(f"run:      {shown(result.folder)}", soft_wrap=True)
     if not result.interrupted:
-        out.print(f"pages:    litmus report --run {result.folder}", soft_wrap=True)
+        out.print(f"pages:    litmus report --run {shown(result.folder)}", soft_wrap=True)
 
 
 def _canary_alarm(folder: Path) -> str | None:
