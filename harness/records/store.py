@@ -233,15 +233,20 @@ def resolve_run(root: Path, text: str) -> Run:
 
 
 def newest_verdicts(root: Path, runs: Sequence[Run] | None = None) -> dict[tuple[str, str], dict[str, Any]]:
-    """Verdicts by (suite, claim): each suite's from the newest of ``runs`` (default: all found) that judged it."""
+    """Verdicts by (suite, claim): each suite's from the newest of ``runs`` (default: all found) that judged it.
+
+    A smoke run only shows that a suite works, so it counts for a suite only where no other profile was run.
+    """
     newest: dict[tuple[str, str], dict[str, Any]] = {}
-    taken: set[str] = set()
-    ordered = find_runs(root) if runs is None else sorted(runs, key=lambda run: -run.info.started_at)
-    for run in ordered:
-        rows = [row for row in run.verdicts() if row["suite"] not in taken]
-        newest.update({(row["suite"], row["claim"]): row for row in rows})
-        taken |= {row["suite"] for row in rows}
+    for run in evidence_order(find_runs(root) if runs is None else runs):
+        taken = {suite for suite, _ in newest}
+        newest.update({(row["suite"], row["claim"]): row for row in run.verdicts() if row["suite"] not in taken})
     return newest
+
+
+def evidence_order(runs: Sequence[Run]) -> list[Run]:
+    """Newest first, smoke runs behind all others."""
+    return sorted(runs, key=lambda run: (run.info.profile == "smoke", -run.info.started_at))
 
 
 __all__ = [
@@ -256,6 +261,7 @@ __all__ = [
     "Run",
     "RunInfo",
     "Verdict",
+    "evidence_order",
     "find_runs",
     "finite",
     "load_records",

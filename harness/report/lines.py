@@ -53,8 +53,9 @@ class Line:
 
     @cached_property
     def newest(self) -> Result | None:
-        """The newest run that judged the suite, else the newest that has it; None where there is none."""
-        judged = [result for result in self.results if result.verdicts]
+        """The newest run that judged the suite, smoke runs last, else the newest that has it; None without a run."""
+        judged = sorted((result for result in self.results if result.verdicts),
+                        key=lambda result: result.run.info.profile == "smoke")
         return next(iter([*judged, *self.results]), None)
 
     @property

@@ -271,3 +271,12 @@ def test_the_newest_verdicts_are_taken_per_suite(tmp_path):
     assert {key: row["verdict"] for key, row in found.items()} == {("f/a", "c"): "supported", ("f/b", "c"): "refuted"}
     only_old = newest_verdicts(tmp_path, [Run(tmp_path / "results" / "box" / "old")])
     assert only_old["f/a", "c"]["verdict"] == "refuted"
+
+
+def test_a_smoke_run_speaks_only_where_nothing_else_does(tmp_path):
+    make_run(tmp_path, "small", 1.0, verdicts=[verdict("f/a")])
+    smoke = make_run(tmp_path, "smoke", 2.0, verdicts=[verdict("f/a", word="not run"), verdict("f/b", word="not run")])
+    write_run_info(smoke, info("smoke", 2.0).model_copy(update={"profile": "smoke"}))
+    found = newest_verdicts(tmp_path)
+    assert found["f/a", "c"]["verdict"] == "supported"
+    assert found["f/b", "c"]["verdict"] == "not run"
