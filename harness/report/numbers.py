@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 MINUS, NARROW = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _DECIMAL = {-5: "f", -4: "p", -3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
+BYTES = ("B", "bytes")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 # Units that take a decimal prefix, with the factor that makes them a base unit.
@@ -34,7 +35,7 @@ def with_unit(value: float | None, unit: str = "", digits: int = 3) -> str:
     """``value`` with its unit: times and rates get engineering prefixes, bytes binary ones, ``×`` needs no space."""
     if value is None or _special(value) is not None:
         return plain(value)
-    if unit in ("B", "bytes"):
+    if unit in BYTES:
         return _bytes(value, digits)
     if unit in _PREFIXED:
         return _prefixed(value, *_PREFIXED[unit], digits)
@@ -55,6 +56,14 @@ def digits_for(point: float, low: float, high: float) -> int:
         return 3
     needed = math.floor(math.log10(max(abs(point), abs(low), abs(high)))) - math.floor(math.log10(half)) + 1
     return min(6, max(3, needed))
+
+
+def binary_prefix(value: float) -> int:
+    """The power of 1024 in which ``value`` bytes are shown."""
+    prefix = 1
+    while abs(value) >= 1024 * prefix and prefix < 1024 ** (len(_BINARY) - 1):
+        prefix *= 1024
+    return prefix
 
 
 def axis_value(value: object) -> str:
@@ -118,7 +127,5 @@ def _prefixed(value: float, unit: str, factor: float, digits: int) -> str:
 
 
 def _bytes(value: float, digits: int) -> str:
-    step = 0
-    while abs(value) >= 1024 and step < len(_BINARY) - 1:
-        value, step = value / 1024, step + 1
-    return plain(value, digits) + NARROW + _BINARY[step]
+    prefix = binary_prefix(value)
+    return plain(value / prefix, digits) + NARROW + _BINARY[(prefix.bit_length() - 1) // 10]

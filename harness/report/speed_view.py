@@ -49,8 +49,8 @@ def speed_rows(table: pd.DataFrame, records: pd.DataFrame) -> list[SpeedRow]:
         found = [groups[cell] for cell in cells if cell in groups]
         if not found:
             continue
-        joined = pd.concat(found)
-        times = joined.pivot_table(index=["cell", "unit"], columns="arm", values="time")
+        keyed = pd.concat(found).set_index(["cell", "unit", "arm"])["time"]
+        times = keyed[~keyed.index.duplicated()].unstack("arm")
         fastest = times[times.median().idxmin()]
         for arm, cost in costs.items():
             if arm not in times.columns:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from harness.declare.arithmetic import Condition
-from harness.report.numbers import data, digits_for, tick, with_unit
+from harness.report.numbers import BYTES, binary_prefix, data, digits_for, tick, with_unit
 from harness.report.ticks import linear_ticks, log_ticks
 
 _HEIGHT, _MIDDLE = 46, 16
@@ -37,9 +37,12 @@ class Scale:
         room = (high - low) * pad or abs(high) * 0.1 or 1.0
         return cls(low - room, high + room, log)
 
-    def ticks(self) -> list[float]:
-        """A few round numbers inside the scale."""
-        return log_ticks(10**self.low, 10**self.high) if self.log else linear_ticks(self.low, self.high)
+    def ticks(self, unit: str) -> list[float]:
+        """A few numbers inside the scale that are round in ``unit`` as it is shown."""
+        if self.log:
+            return log_ticks(10**self.low, 10**self.high)
+        step = binary_prefix(max(abs(self.low), abs(self.high))) if unit in BYTES else 1
+        return [step * item for item in linear_ticks(self.low / step, self.high / step)]
 
     def percent(self, value: float) -> float:
         """Where ``value`` lies, in percent; infinite and outlying values go to the ends."""
@@ -95,7 +98,7 @@ def dot_strip(
 
 def scale_ticks(scale: Scale, unit: str) -> Markup:
     """The scale under a column of dot strips: round numbers at their places."""
-    found = [item for item in scale.ticks() if 2 < scale.percent(item) < 98]
+    found = [item for item in scale.ticks(unit) if 2 < scale.percent(item) < 98]
     texts = [Markup('<text x="{0}%" y="12" text-anchor="middle">{1}</text><line x1="{0}%" x2="{0}%" y1="-4" y2="0"/>')
              .format(_p(scale.percent(item)), tick(item, unit, 9)) for item in found]
     return Markup('<svg class="scale" aria-hidden="true" width="100%" height="16">{}</svg>').format(

@@ -176,8 +176,10 @@ def test_a_stale_paper_is_marked(watched, root):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
-def test_both_schemes_and_a_phone(browser, built, scheme, width):
-    watched = Watched(browser, built, color_scheme=scheme)
+def test_both_schemes_and_a_phone(browser, root, another_run, scheme, width):
+    another_run(root, "20251230-030405-small", 1767000000.0)
+    out = site.build(root, find_runs(root), root / "report").parent
+    watched = Watched(browser, out, color_scheme=scheme)
     watched.page.set_viewport_size({"width": width, "height": 800})
     try:
         for name in ("index.html", "papers/sums/two_pass.html", "papers/training/lowrank.html", "failures.html"):

@@ -66,3 +66,7 @@ def test_many_dots_are_cut_to_forty():
 
 def test_labels_are_escaped():
     assert "<b>" not in str(dot_strip([1.0], 1.0, 0.5, 1.5, 0, Scale.over([1.0, 2.0]), "<b>&"))
+
+
+def test_ticks_of_bytes_are_round_in_binary():
+    assert Scale.over([1.2 * 2**20, 3.1 * 2**20]).ticks("B") == [2**20, 2 * 2**20, 3 * 2**20]
