@@ -30,10 +30,9 @@ class _Attempt:
     records: dict[str, Record] = field(default_factory=dict)
     ending: Ending = field(default_factory=lambda: Ending("done"))
 
-    def blamed(self, arms: Sequence[str]) -> list[str]:
-        """The arms without a record that get the ending's status: the one it broke in, or all if nobody knows."""
-        left = [arm for arm in arms if arm not in self.records]
-        return [self.ending.arm] if self.ending.arm in left else left
+    def left(self, arms: Sequence[str]) -> list[str]:
+        """Those of ``arms`` that it did not record."""
+        return [arm for arm in arms if arm not in self.records]
 
 
 def run_cell(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
@@ -48,11 +47,22 @@ def _run_trial(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit
     left, number = list(arms), 1
     while left:
         attempt = _attempt(engine, root, cell, left, 0, note, partial(_emit_as, emit, number))
-        left = [arm for arm in left if arm not in attempt.records]
-        for arm in attempt.blamed(left):
+        left = attempt.left(left)
+        for arm in _broken_in(attempt, left):
             _emit_as(emit, number, _broken(cell, arm, attempt.ending))
             left.remove(arm)
         number += 1
+
+
+def _broken_in(attempt: _Attempt, left: Sequence[str]) -> list[str]:
+    """Which of the arms without a record get the ending's status; the others are run again.
+
+    The arm it was in; nobody if it broke between two arms; all if it did not get as far as an arm.
+    """
+    arm = attempt.ending.arm
+    if arm is not None and arm in left:
+        return [arm]
+    return [] if attempt.records and attempt.ending.status != "done" else list(left)
 
 
 def _run_speed(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
@@ -79,10 +89,11 @@ def _speed_process(
     left = list(arms)
     while left:
         attempt = _attempt(engine, root, cell, left, process, note)
-        if attempt.ending.status == "done":
-            broken = attempt.blamed(left)
+        missing = attempt.left(left)
+        if attempt.ending.status == "done" or not missing:
+            broken = missing
             found.update(attempt.records)
-        else:  # records that it did hand in were measured beside an arm that broke: measure them again
+        else:  # what it did record was interleaved with the arm that broke, and must be paired with the others anew
             broken = _culprits(engine, root, cell, left, process, attempt, note)
         found.update({arm: _broken(cell, arm, attempt.ending) for arm in broken})
         left = [arm for arm in left if arm not in found]
@@ -92,13 +103,14 @@ def _speed_process(
 def _culprits(
     engine: Engine, root: Path, cell: Cell, arms: Sequence[str], process: int, attempt: _Attempt, note: Note
 ) -> list[str]:
-    """Which arms broke the worker. When it broke while all were timed together, each is tried alone."""
-    if attempt.ending.arm != TOGETHER:
-        return attempt.blamed(arms)
-    if len(arms) == 1:
-        return list(arms)
-    alone = {arm: _attempt(engine, root, cell, [arm], process, note) for arm in arms}
-    return [arm for arm, tried in alone.items() if tried.ending.status != "done"] or list(arms)
+    """Which arms broke the worker: never none. When it broke while all were timed together, each is tried alone."""
+    missing, arm = attempt.left(arms), attempt.ending.arm
+    if arm == TOGETHER and len(arms) > 1:
+        alone = {name: _attempt(engine, root, cell, [name], process, note) for name in arms}
+        return [name for name, tried in alone.items() if tried.ending.status != "done"] or list(arms)
+    if arm is not None and arm in missing:
+        return [arm]
+    return missing if arm in (None, TOGETHER) else missing[:1]  # between two arms: the next in order
 
 
 def _emit_as(emit: Emit, number: int, record: Record) -> None:

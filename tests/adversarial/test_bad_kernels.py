@@ -90,7 +90,7 @@ def project(make_suite):
     (folder / "suite.py").write_text(BODY)
     card = yaml.safe_load((folder / "card.yaml").read_text())
     card["experiments"] = {"s": {
-        "kind": "speed", "arms": list(EXPECTED), "axes": {"n": [1000]}, "timeout_s": 1.0,
+        "kind": "speed", "arms": list(EXPECTED), "axes": {"n": [1000]}, "timeout_s": 2.0,
         "measure": {"processes": 2, "rounds": 3, "min_sample_ms": 0.2},
     }}
     card["claims"] = [{"id": "c", "statement": "s", "experiment": "s", "supported_if": "> 1", "refuted_if": "< 1",

@@ -58,16 +58,16 @@ def test_the_bad_arm_has_its_status_and_the_others_are_right(case, make_suite, r
 
 def test_a_hang_is_ended_and_costs_only_its_own_time(make_suite, run_all):
     begin = time.monotonic()
-    records = {record.arm: record for record in run_all(make_suite(body("time.sleep(600)"), timeout_s=0.5))}
+    records = {record.arm: record for record in run_all(make_suite(body("time.sleep(600)"), timeout_s=2))}
     assert records["bad"].status == "timeout"
-    assert records["bad"].reason == "took longer than 0.5 s"
+    assert records["bad"].reason == "took longer than 2 s"
     assert records["before"].status == records["after"].status == "ok"
     assert time.monotonic() - begin < 60
 
 
 def test_a_hang_that_ignores_signals_is_ended(make_suite, run_all):
     deaf = "[signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; [None for _ in iter(int, 1)]"
-    records = {record.arm: record for record in run_all(make_suite(body(deaf), timeout_s=0.5))}
+    records = {record.arm: record for record in run_all(make_suite(body(deaf), timeout_s=2))}
     assert [records[arm].status for arm in ("before", "bad", "after")] == ["ok", "timeout", "ok"]
 
 

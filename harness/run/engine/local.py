@@ -68,7 +68,7 @@ class LocalEngine:
                     if self._cancelled:
                         return _cancelled(None)
                     self._running.add(ours)
-                    self._started().fork(theirs, page_fd)
+                    self._fork(theirs, page_fd)
                 ours.sendall(job.to_json().encode() + b"\n")
                 ending = _listen(ours, on_message)
             finally:
@@ -78,6 +78,15 @@ class LocalEngine:
             return ending
         arm = page.name(job.arms)
         return _cancelled(arm) if self._cancelled else Ending("crashed", "killed together with its supervisor", arm)
+
+    def _fork(self, conn: socket.socket, page_fd: int) -> None:
+        try:
+            self._started().fork(conn, page_fd)
+        except OSError:  # it died since we looked
+            if self._zygote is not None:
+                self._zygote.end()
+            self._zygote = None
+            self._started().fork(conn, page_fd)
 
     def _started(self) -> _Zygote:
         if self._zygote is None or not self._zygote.alive():

@@ -106,7 +106,7 @@ BODY = """
     def build(config):
         with (HERE.parents[2] / "builds.txt").open("a") as file:
             file.write("x")
-        time.sleep(1.0)
+        time.sleep(2.5)
         return torch.rand(3)
 
     @suite.trial("t")
@@ -118,8 +118,8 @@ BODY = """
 
 
 def test_parallel_cells_build_once_and_the_clock_stands_still(write_suite, engine, cells):
-    """Each cell may take 0.6 s, building takes 1 s, and both cells wait for it."""
-    root = write_suite(BODY, seeds=2, timeout_s=0.6)
+    """Each arm may take 2 s, building takes 2.5 s, and both cells wait for it."""
+    root = write_suite(BODY, seeds=2, timeout_s=2)
     records = []
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda cell: run_cell(engine, root, cell, cell.arms, records.append, lambda text: None),
@@ -127,5 +127,5 @@ def test_parallel_cells_build_once_and_the_clock_stands_still(write_suite, engin
     assert [(record.status, record.reason) for record in records] == [("ok", None)] * 4
     assert len({record.metrics["m"] for record in records}) == 1
     assert (root / "builds.txt").read_text() == "x"
-    assert max(record.prepare_ns for record in records) > 0.9e9
-    assert all(record.elapsed_ns < 0.6e9 for record in records)
+    assert max(record.prepare_ns for record in records) > 2.4e9
+    assert all(record.elapsed_ns < 2e9 for record in records)
