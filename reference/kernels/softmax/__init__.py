@@ -27,7 +27,7 @@ def softmax(
     """softmax(x) over the last axis of a 1-D or (rows, n) float32 numpy array or CPU tensor.
 
     Returns ``out`` (same kind, shape and type as ``x``; allocated when None, never ``x`` itself). Outputs above 2^-100
-    are within a few units of 2^-24 of the exact value; those below 2^-126 are 0. As in torch: -inf gives 0, a row of
+    are within a few units of 2^-24 of the exact value; those below 2^-128 are 0. As in torch: -inf gives 0, a row of
     nothing but -inf gives NaN, and so does a row with NaN or +inf. n = 0 gives an empty result. ``threads`` None takes
     the library's setting. Raises ValueError for an unknown backend or algorithm, a wrong shape or memory that is not
     C-contiguous, TypeError for another type.
