@@ -15,6 +15,10 @@
   apply(scheme);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => apply(scheme));
 
+  // Paper is white: figures take the light scheme's colours before they are printed.
+  addEventListener("beforeprint", () => apply("light"));
+  addEventListener("afterprint", () => apply(scheme));
+
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.querySelector(".scheme");
     button.hidden = false;

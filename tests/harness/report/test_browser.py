@@ -210,3 +210,19 @@ def contrast(page, selector: str) -> float:
 
     high, low = sorted((luminance(ink), luminance(ground)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_a_dark_page_prints_on_white(browser, built):
+    watched = Watched(browser, built, color_scheme="dark")
+    try:
+        page = watched.open("papers/sums/two_pass.html")
+        page.emulate_media(media="print", color_scheme="dark")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert contrast(page, "h1") > 15 and not page.locator("header.top").is_visible()
+        assert len(drawn(page, "#experiment-throughput")) == 2
+        line = page.locator("#experiment-throughput path.js-line").first
+        assert line.evaluate("node => getComputedStyle(node).stroke") == "rgb(20, 103, 179)"  # the light scheme's blue
+    finally:
+        watched.context.close()
+    assert watched.errors == [] and watched.strays == []
