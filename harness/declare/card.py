@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -130,6 +131,10 @@ class Experiment(_Model):
     def metric_names(self) -> list[str]:
         """The metrics an estimate may use."""
         return list(SPEED_METRICS) if self.kind == "speed" else list(self.metrics)
+
+    def grid(self) -> list[dict[str, Scalar]]:
+        """Every point of the axes, the last axis varying fastest; one empty point without axes."""
+        return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
     def axis_values(self, axis: str) -> list[Scalar]:
         """Every value that ``axis`` takes in some profile."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +132,8 @@ def _points(experiment: Experiment, request: Request) -> Iterator[tuple[dict[str
     seeds = experiment.seeds if experiment.kind == "speed" else request.seeds or experiment.seeds
     # Seeds vary slowest, so that a run cut short has every point once before any point twice.
     for seed in range(seeds):
-        for values in itertools.product(*experiment.axes.values()):
-            yield dict(zip(experiment.axes, values, strict=True)), seed
+        for point in experiment.grid():
+            yield point, seed
 
 
 def _takes_point(selector: Selector, point: dict[str, Any]) -> bool:
