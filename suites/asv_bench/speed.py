@@ -1,0 +1,81 @@
+"""One asv class for each speed experiment of a suite, with the arms and smoke points as parameters.
+
+asv keeps the history and finds the commit that changed a number; Litmus measures. Discovery reads cards only: suites,
+torch and Numba are imported by the worker that measures. An arm that cannot run here is skipped, a wrong one fails.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.declare.card import Measure
+from harness.declare.catalog import Catalog, Entry
+from harness.plan.cell import Cell
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURE = Measure(processes=1, rounds=8, min_sample_ms=2)
+
+
+class _SpeedExperiment:
+    """The base of the generated classes; asv calls ``setup`` before each ``track_`` method, in a process of its own."""
+
+    entry: Entry
+    experiment: str
+    points: dict[str, dict[str, Any]]
+    timeout = 300
+
+    def setup(self, point: str, arm: str) -> None:
+        from harness.records.record import Record
+        from harness.run.speed import run_speed
+        from harness.run.worker import load_suite
+
+        declared = self.entry.card.experiments[self.experiment]
+        cell = Cell(
+            suite=self.entry.name, experiment=self.experiment, kind="speed", point=self.points[point], seed=0,
+            device="cpu", profile="smoke", arms=(arm,), card_version=self.entry.card.version, code="", tuned={},
+            measure=MEASURE, timeout_s=declared.timeout_s, memory_gib=declared.memory_gib,
+        )
+        records: list[Record] = []
+        run_speed(cell, load_suite(ROOT, self.entry.name), 0, records.append)
+        (self.record,) = records
+        if self.record.status == "skipped":
+            raise NotImplementedError(self.record.reason)
+        if self.record.status != "ok":
+            raise RuntimeError(f"{self.record.status}: {self.record.reason}")
+
+    def track_time(self, point: str, arm: str) -> float:
+        """Nanoseconds of one call: the median over the rounds' samples."""
+        from statistics import median
+
+        samples = self.record.samples
+        return median(ns / calls for ns, calls in zip(samples.elapsed_ns, samples.calls, strict=True))
+
+    def track_error(self, point: str, arm: str) -> float:
+        """Distance from the float64 truth, as the suite measures it; 0 for a yardstick without a result."""
+        return self.record.error or 0.0
+
+
+_SpeedExperiment.track_time.unit = "ns"  # type: ignore[attr-defined]  # asv reads it off the function
+_SpeedExperiment.track_error.unit = "error"  # type: ignore[attr-defined]
+
+
+def _classes() -> dict[str, type]:
+    made: dict[str, type] = {}
+    for entry in Catalog(ROOT):
+        for name, declared in entry.card.experiments.items():
+            smoke = declared.in_profile("smoke")
+            if declared.kind != "speed" or smoke is None or "cpu" not in smoke.devices:
+                continue
+            points = {", ".join(f"{axis}={value}" for axis, value in point.items()) or "-": point
+                      for point in smoke.grid()}
+            title = f"{entry.slug}__{name}"
+            made[title] = type(title, (_SpeedExperiment,), {
+                "__module__": __name__, "__qualname__": title, "entry": entry, "experiment": name, "points": points,
+                "params": [list(points), list(smoke.arms)], "param_names": ["point", "arm"],
+                "version": str(entry.card.version), "__doc__": declared.help,
+            })
+    return made
+
+
+globals().update(_classes())
