@@ -16,11 +16,11 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def known(what: str, names: Any, known: Any, key: str = "") -> None:
-    """Refuse the first of ``names`` that is not among ``known``, with the nearest; ``key`` is where it was written."""
+def known(what: str, names: Any, declared: Any, key: str = "") -> None:
+    """Refuse the first of ``names`` that is not ``declared``, with the nearest; ``key`` is where it was written."""
     for name in names:
-        if name not in known:
-            near = did_you_mean(str(name), [str(item) for item in known])
+        if name not in declared:
+            near = did_you_mean(str(name), [str(item) for item in declared])
             raise CardFault(f"this {what} does not exist", key=key, value=name, expected=near,
                             next_step="correct it, or declare it in the experiment")
 
