@@ -22,8 +22,6 @@ from harness.run.protocol import Job
 from harness.run.supervisor import Supervisor
 
 LIBRARIES = ("numpy", "torch", "numba", "threadpoolctl")
-# Imported ahead when a suite uses them: they start no thread and read no state that a worker changes.
-HARMLESS = ("numpy", "pandas", "scipy", "sklearn")
 READY = b"R"
 _END_S = 5.0
 
@@ -145,16 +143,15 @@ def _import_determinism() -> None:
 
 
 def main(control_fd: int, preload: Sequence[str]) -> None:
-    """Import, then serve until the parent is gone. ``preload`` are names that suites import, modules or not."""
+    """Import, then serve until the parent is gone. ``preload`` may name attributes of modules, too."""
     for name in LIBRARIES:
         importlib.import_module(name)
     for name in ("harness.run.worker", "harness.run.trial"):
         importlib.import_module(name)
     _import_determinism()
     for name in preload:
-        if name.split(".")[0] in HARMLESS:
-            with suppress(ImportError):  # an attribute, not a module, or a module this version does not have
-                importlib.import_module(name)
+        with suppress(ImportError):  # an attribute, not a module, or a module this version does not have
+            importlib.import_module(name)
     with suppress(ImportError):  # the platform may have another threading layer; it is then loaded by each worker
         importlib.import_module("numba.np.ufunc.omppool")
     Zygote(socket.socket(fileno=control_fd)).run()
