@@ -53,20 +53,19 @@ def error_units(outputs: np.ndarray, expected: np.ndarray, scale: float = 1.0) -
     worst = 0.0
     for start in range(0, got.size, _SLICE):
         cut = slice(start, start + _SLICE)
-        worst = max(worst, _worst(got[cut].astype(np.float64) * scale, want[cut]))
+        worst = max(worst, _worst(got[cut], want[cut], scale))
     return worst
 
 
-def _worst(got: np.ndarray, want: np.ndarray) -> float:
-    missing = np.isnan(want)
+def _worst(got: np.ndarray, want: np.ndarray, scale: float) -> float:
+    missing = want != want  # noqa: PLR0124  NaN
     if missing.any():
         if not np.array_equal(missing, np.isnan(got)):
             return math.inf
         got, want = got[~missing], want[~missing]
     large = want > SMALLEST
-    small = got[~large]
-    if not ((small >= 0.0) & (small <= 2.0 * SMALLEST)).all():
+    # NaN and negative numbers fail the first comparison.
+    if not (got >= 0.0).all() or not ((got <= 2.0 * SMALLEST / scale) | large).all():
         return math.inf
-    relative = np.abs(got[large] / want[large] - 1.0)
-    worst = float(np.max(relative, initial=0.0)) / UNIT
-    return math.inf if math.isnan(worst) else worst
+    relative = np.abs(got[large] * np.float64(scale) / want[large] - 1.0)
+    return float(np.max(relative, initial=0.0)) / UNIT
