@@ -112,6 +112,7 @@ class Suite:
     estimates: dict[str, EstimateFunction] = field(default_factory=dict)
     oracles: dict[str, Callable[[], None]] = field(default_factory=dict)
     artefacts: Artefacts = field(default_factory=_BuildAlways)
+    data: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.file).resolve().parent
@@ -153,6 +154,13 @@ class Suite:
         Time spent here is recorded, and is no part of an arm's elapsed time or of any measurement.
         """
         return self.artefacts.get(self.name, name, config, build)
+
+    def uses_data(self, name: str, digest: str) -> None:
+        """Say inside a trial or a problem which data set it draws on; the digest goes into the record.
+
+        Records with different digests are not comparable: offline text, for example, depends on the interpreter.
+        """
+        self.data[name] = digest
 
     def _register(self, kind: str, experiment: str, table: dict[str, Any]) -> Callable[[Any], Any]:
         known = [name for name, item in self.card.experiments.items() if item.kind == kind]

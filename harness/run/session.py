@@ -5,14 +5,14 @@ This process plans, schedules and writes. It never imports torch and never runs 
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ from harness.records.store import RUN_FILE, RunInfo, read_run_info, write_record
 from harness.run import about
 from harness.run.engine.base import Engine
 from harness.run.engine.local import LocalEngine
+from harness.run.interrupt import until_interrupted
 from harness.run.journal import Journal, latest
+from harness.run.judging import EarlyVerdicts, judge_folder
 from harness.run.lanes import Cancelled, run_cell
+from harness.run.oracles import ask
 from harness.run.progress import Progress
-from harness.run.protocol import Job, Limits, blank_record
+from harness.run.protocol import blank_record
 from harness.run.yardsticks import Yardsticks
 
 BUDGET = "budget"
-_JUDGE_LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,15 @@ class _Session:
         for skip in self.plan.skipped:
             self._skip(skip.cell, skip.reason)
         todo = self._within_budget(todo)
-        with _until_interrupted(self._interrupt):
+        with until_interrupted(self._interrupt):
             try:
                 if todo:
                     self.engine.ready()
+                todo = self._proven(todo)
+                self._early = EarlyVerdicts(self.engine, self.root, self._judge_bytes(), todo)
                 self._timing_lane([cell for cell in todo if cell.kind == "speed"])
+                for suite in self._early.timing_is_over():
+                    self._judge_early(suite)
                 self._trial_lane([cell for cell in todo if cell.kind == "trial"])
             except Cancelled:
                 self.interrupted = True
@@ -170,6 +176,18 @@ class _Session:
 
     def _budget_reason(self) -> str:
         return f"{BUDGET}: does not fit into {self.budget_s:g} s"
+
+    def _proven(self, cells: list[Cell]) -> list[Cell]:
+        """Correct before anything else: where an oracle disagrees, every arm of the suite is wrong and none is run."""
+        suites = list(dict.fromkeys(cell.suite for cell in cells))
+        with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="oracle") as pool:
+            answers = dict(zip(suites, pool.map(partial(ask, self.engine, self.root), suites), strict=True))
+        for cell in cells:
+            fault = answers[cell.suite].fault
+            if fault:
+                for arm in self._left(cell):
+                    self._keep(blank_record(cell, arm, "wrong", fault, started_at=time.time()))
+        return [cell for cell in cells if answers[cell.suite].fault is None]
 
     def _timing_lane(self, cells: list[Cell]) -> None:
         """Speed cells, one after another, nothing else of this run beside them; the canary before and after."""
@@ -210,6 +228,7 @@ class _Session:
         begin_s = time.monotonic()
         if self.budget_s is not None and begin_s - self.began_s + estimate_s > self.budget_s:
             self._skip(cell, self._budget_reason())
+            self._early.finished(cell)
             return
         with self._lock:
             self.progress.started(cell)
@@ -219,6 +238,9 @@ class _Session:
             if len(left) == len(cell.arms):
                 self.durations.remember(cell, seconds)
             self.progress.finished(cell, seconds)
+            complete = self._early.finished(cell)
+        if complete:
+            self._judge_early(complete)
 
     def _note(self, text: str) -> None:
         with self._lock:
@@ -256,48 +278,23 @@ class _Session:
         return [record for record in found if record is not None]
 
     def _judge(self) -> list[dict[str, Any]]:
-        """In a worker: a custom estimate is suite code."""
-        limits = Limits(arm_s=_JUDGE_LIMIT_S, startup_s=_JUDGE_LIMIT_S, memory_bytes=self.machine.memory_bytes // 2)
-        job = Job(task="judge", root=str(self.root), limits=limits, argument={"folder": str(self.folder)})
-        results: list[list[dict[str, Any]]] = []
-        ending = self.engine.execute(job, lambda message: results.append(message["value"]))
-        if ending.status == "cancelled":
+        try:
+            return judge_folder(self.engine, self.root, self.folder, self._judge_bytes())
+        except Cancelled:
             self.interrupted = True
             return []
-        if ending.status != "done":
-            raise LitmusError("the records are safe, but the claims could not be judged", where=self.folder,
-                              value=_last_line(ending.output_tail) or ending.reason,
-                              next_step=f"mend it, then: litmus run --resume {self.folder}")
-        return results[0]
+
+    def _judge_early(self, suite: str) -> None:
+        self._early.judge(suite, self.info, self._planned_records(), self._show)
+
+    def _show(self, verdict: Mapping[str, Any]) -> None:
+        with self._lock:
+            self.progress.judged(verdict)
+
+    def _judge_bytes(self) -> int:
+        return self.machine.memory_bytes // 2
 
 
 def _final(record: Record | None) -> bool:
     """Whether the arm was really tried: a skip that the plan or the budget wrote has never started."""
     return record is not None and (record.status != "skipped" or record.started_at > 0)
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-@contextmanager
-def _until_interrupted(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM calls ``interrupt`` and raises nothing, so that no write is torn.
-
-    A second Ctrl-C interrupts at once.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-        interrupt()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

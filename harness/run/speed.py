@@ -16,6 +16,7 @@ from harness.declare.suite import Arm, NotTestable, Problem, SkipArm, Suite
 from harness.plan.cell import Cell
 from harness.records.record import Record, Samples
 from harness.run import check
+from harness.run.faults import describe, is_out_of_memory
 from harness.run.measure.memory import peak_of
 from harness.run.measure.rounds import Bench, run_rounds
 from harness.run.measure.threads import limit_threads
@@ -50,8 +51,8 @@ class _Contender:
 
     def crash(self, error: BaseException) -> None:
         self.record = replace(
-            self.record, status="oom" if isinstance(error, MemoryError) else "crashed",
-            reason=f"{type(error).__name__}: {error}"[:500], stderr_tail=traceback.format_exc()[-4000:],
+            self.record, status="oom" if is_out_of_memory(error) else "crashed",
+            reason=describe(error)[:500], stderr_tail=traceback.format_exc()[-4000:],
             samples=Samples(),
         )
 

@@ -27,6 +27,7 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
     experiment = suite.card.experiments[cell.experiment]
     started_at, clock = time.time(), suite.artefacts
     prepared_before = getattr(clock, "prepare_ns", 0)
+    suite.data.clear()
     resident = processes.reset_high_water()
     begin = time.perf_counter_ns()
     outcome = _outcome(cell, suite, experiment, arm)
@@ -34,10 +35,16 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
     return replace(
         outcome,
         started_at=started_at,
+        data=data_of(suite),
         elapsed_ns=time.perf_counter_ns() - begin - prepare_ns,
         prepare_ns=prepare_ns,
         peak_bytes=max(0, processes.high_water_bytes() - resident),
     )
+
+
+def data_of(suite: Suite) -> str | None:
+    """The digests that the suite named, as ``name=digest`` in order of name; None where it named none."""
+    return " ".join(f"{name}={digest}" for name, digest in sorted(suite.data.items())) or None
 
 
 def _outcome(cell: Cell, suite: Suite, experiment: Experiment, arm: str) -> Record:

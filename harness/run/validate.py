@@ -24,6 +24,7 @@ from harness.records.record import Record
 from harness.run.engine.base import Engine
 from harness.run.engine.local import LocalEngine
 from harness.run.lanes import run_cell
+from harness.run.oracles import ask
 from harness.run.progress import Progress
 from harness.run.protocol import Job, Limits
 from harness.run.session import RunOptions, run
@@ -118,17 +119,13 @@ def _tuning(root: Path, entry: Entry) -> Check:
 
 def _oracles(engine: Engine, root: Path, entry: Entry, seen: Mapping[str, Any]) -> Check:
     """Every oracle agrees, and there is one: without it nothing says that a method is right."""
-    names = tuple(seen["oracles"])
-    if not names:
+    if not seen["oracles"]:
         return Check("oracles", False, "none registered; prove the method with @suite.oracle")
-    job = Job(task="oracle", root=str(root), limits=_limits(), arms=names, argument={"suite": entry.name})
-    results: dict[str, str | None] = {}
-    ending = engine.execute(job, lambda message: results.update({message["name"]: message["value"]}))
-    faults = [f"{name}: {fault}" for name, fault in results.items() if fault]
-    if ending.status != "done":
-        faults.append(f"{ending.arm}: {ending.reason}")
-    hard = [fault for fault in faults if ": skipped:" not in fault]
-    return Check("oracles", not hard, "; ".join(faults) or f"{len(names)} agree: {', '.join(names)}")
+    answers = ask(engine, root, entry.name)
+    faults = [f"{name}: {fault}" for name, fault in answers.faults.items()]
+    notes = [f"{len(answers.agreed)} agree: {', '.join(answers.agreed)}"]
+    notes += [f"{name}: skipped: {reason}" for name, reason in answers.skipped.items()]
+    return Check("oracles", not faults, "; ".join(faults or notes))
 
 
 class _Watch:

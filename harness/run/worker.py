@@ -221,21 +221,20 @@ def _inspect(job: Job, outbox: Outbox) -> None:
 
 
 def _oracle(job: Job, outbox: Outbox) -> None:
-    """Run the oracles that the job names as its arms; one result each, the fault or None."""
+    """Run the suite's oracles; one result each, the fault or None."""
     one_thread()
     suite = load_suite(Path(job.root), job.argument["suite"])
-    for name in job.arms:
-        stage.enter(name)
+    for name, oracle in suite.oracles.items():
+        outbox.send("asking", name=name)
         fault = None
         try:
-            suite.oracles[name]()
+            oracle()
         except SkipArm as reason:
             fault = f"skipped: {reason}"
         except Exception as error:  # noqa: BLE001 - an oracle says no by raising, AssertionError or anything else
             traceback.print_exc()
             fault = describe(error)
         outbox.send("result", name=name, value=fault)
-    stage.enter(None)
 
 
 _TASKS: dict[str, Callable[[Job, Outbox], None]] = {
