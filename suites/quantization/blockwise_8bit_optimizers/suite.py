@@ -67,6 +67,7 @@ def momentum(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str,
         data.train_x, data.train_y, point["batch"], seed_for("batches", seed), (data.val_x, data.val_y)
     )
     history = training.train(net, batches, optimizer, training.warmup_cosine(point["steps"]), point["steps"])
+    suite.uses_data("digits", history.data_digest)
     return {
         **training_metrics(history, net, optimizer),
         "val_accuracy": nets.accuracy(net, data.val_x, data.val_y),
@@ -88,6 +89,7 @@ def train_char_lm(
     hook = None if after_step is None else lambda step: after_step(step, model, optimizer)
     schedule = training.warmup_cosine(point["steps"])
     history = training.train(model, batches, optimizer, schedule, point["steps"], after_step=hook)
+    suite.uses_data("DOC", history.data_digest)
     return {**training_metrics(history, model, optimizer), "lost_v": lost_share(optimizer)}, model
 
 
