@@ -45,7 +45,9 @@ SWITCHING: dict[str, tuple[str, int | None]] = {
     "svd_never": ("svd", None),
     "random_t50": ("random", 50),
 }
-STEP = {"step": 10, "lr": 0.01, "alpha": 0.25, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
+# the paper's scale of the projected update
+ALPHA = 0.25
+STEP = {"step": 10, "lr": 0.01, "alpha": ALPHA, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 
 
 @suite.trial("state")
@@ -68,17 +70,23 @@ def live_gradients(arm: str, point: Point, seed: int, device: str) -> Metrics:
 
 @suite.trial("pretraining")
 def pretraining(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
-    """One arm from scratch."""
-    setting = setting_of(point, seed)
+    """One arm from scratch; all but ``adamw_one_rate`` move the matrices, or their factors, at ALPHA times the rate."""
+    setting, lr = setting_of(point, seed), tuned["lr"]
     model, rank = setting.model(), point["rank"]
+    names = linear_names(model)
     if arm == "galore":
-        groups = projected_groups(model, rank=rank, update_proj_gap=point["gap"])
-        return trained(setting, model, GaLoreAdamW(groups, lr=tuned["lr"]))
+        groups = projected_groups(model, rank=rank, update_proj_gap=point["gap"], scale=ALPHA)
+        return trained(setting, model, GaLoreAdamW(groups, lr=lr))
     if arm == "lora":
-        lora_from_scratch(model, linear_names(model), rank, generator("lora", seed_for("init", seed)))
+        lora_from_scratch(model, names, rank, generator("lora", seed_for("init", seed)))
     elif arm == "factorised":
-        factorise(model, linear_names(model), rank)
-    return trained(setting, model, torch.optim.AdamW(model.parameters(), lr=tuned["lr"], weight_decay=0.0))
+        factorise(model, names, rank)
+    slow = [p for name in names for p in model.get_submodule(name).parameters() if p.ndim == 2]
+    chosen = {id(p) for p in slow}
+    fast = [p for p in model.parameters() if id(p) not in chosen]
+    rate = lr if arm == "adamw_one_rate" else ALPHA * lr
+    optimizer = torch.optim.AdamW([{"params": slow, "lr": rate}, {"params": fast}], lr=lr, weight_decay=0.0)
+    return trained(setting, model, optimizer)
 
 
 @suite.trial("switching")
@@ -118,7 +126,8 @@ def gradients(arm: str, point: Point, seed: int, device: str) -> Metrics:
     ranks: list[float] = []
 
     def measure(step: int, found: dict[str, torch.Tensor]) -> None:
-        ranks.append(float(np.mean([stable_rank(found[name]) for name in names])))
+        if step % point["every"] == 0:
+            ranks.append(float(np.mean([stable_rank(found[name]) for name in names])))
 
     pretrain(setting, model, torch.optim.AdamW(model.parameters(), lr=point["lr"], weight_decay=0.0), measure)
     stretches = [float(part.mean()) for part in np.array_split(np.array(ranks), min(10, len(ranks)))]
