@@ -107,7 +107,8 @@ def _finish(ended: tuple[RunResult, PlainProgress]) -> None:
         raise typer.Exit(INTERRUPTED)
     alarm = _canary_alarm(result.folder)
     if alarm:
-        out.print(f"the A/A canary alarmed, so no speed claim was judged: {alarm}; see: litmus doctor", style="yellow")
+        out.print(f"the A/A canary alarmed: {alarm}, so no claim on time was judged; see: litmus doctor",
+                  style="yellow", soft_wrap=True)
     if any(result.counts.get(status) for status in _FAILED):
         raise typer.Exit(WRONG_OR_CRASHED)
     if alarm:
@@ -133,4 +134,5 @@ def _canary_alarm(folder: Path) -> str | None:
     canary = read_run_info(folder).canary
     if not canary or not canary.get("alarm"):
         return None
-    return ", ".join(f"{name} {value}" for name, value in canary.items() if isinstance(value, int | float | str))
+    floor = canary.get("floor")
+    return f"equal code differed by up to {floor:.1%}" if isinstance(floor, int | float) else "equal code differed"

@@ -81,6 +81,11 @@ def deciding_part(verdict: Verdict) -> Verdict | None:
     return next((part for part in parts if part["verdict"] == verdict["verdict"]), parts[0] if parts else None)
 
 
+def _interval(estimate: Verdict) -> str:
+    low, high = estimate["low"], estimate["high"]  # None where unbounded: JSON has no infinity
+    return f"{'-inf' if low is None else number(low)} .. {'inf' if high is None else number(high)}"
+
+
 def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
     """A table of claims with estimate, interval and rule, why those not supported are not, and the counts."""
     from rich.table import Table
@@ -94,7 +99,7 @@ def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
         table.add_row(
             verdict_text(verdict["verdict"]), verdict["suite"], verdict["claim"],
             number(estimate["point"]) if estimate else "-",
-            f"{number(estimate['low'])} .. {number(estimate['high'])}" if estimate else "-",
+            _interval(estimate) if estimate else "-",
             str(estimate["n"]) if estimate else "-", part.get("supported_if") or "-",
         )
     out = console()
