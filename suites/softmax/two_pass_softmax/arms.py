@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,41 +49,50 @@ def written(shape: tuple[int, ...]) -> Array:
     return y
 
 
-def softmax_problem(rows: int, n: int, threads: int) -> Problem:
-    """Softmax of (rows, n). Inputs and buffers are the array and a tensor on the same memory, so that no arm converts.
+@dataclass(frozen=True)
+class Tensors:
+    """The input and the buffer as torch sees them: the same memory, made once, so that torch converts nothing."""
 
-    Denormals are flushed in every arm, as in the paper's benchmark: torch would otherwise spend most of its time there.
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def softmax_problem(rows: int, n: int, threads: int) -> Problem:
+    """Softmax of (rows, n). Buffers are the result and :class:`Tensors` of input and result.
+
+    Denormals are flushed in every arm, as in the paper's benchmark: torch would otherwise spend its time there.
     """
     torch.set_flush_denormal(True)
 
-    def both(x: Array) -> tuple[Array, torch.Tensor]:
-        return x, torch.from_numpy(x)
+    def buffers(x: Array) -> tuple[Array, Tensors]:
+        y = written((rows, n))
+        return y, Tensors(torch.from_numpy(x), torch.from_numpy(y))
 
-    def of_kernel(name: str) -> Arm:
-        kernel = numba_cpu.bind(name, rows, n, threads)
-        return _softmax_arm(lambda x, _, y, __: kernel(x, y), cost.ALGORITHMS[name], rows * n)
+    def arm(run: Callable[..., Any], model: cost.Cost, tolerance: float = TOLERANCE) -> Arm:
+        return Arm(run, model.bytes_moved(rows * n), model.flops_done(rows * n), outputs=lambda y, _: y,
+                   tolerance=tolerance)
 
-    arms = {name: of_kernel(name) for name in ALGORITHMS}
-    tolerance = TOLERANCE + TORCH_TOLERANCE_GROWTH * n
-    arms["torch"] = replace(_softmax_arm(_torch, cost.ALGORITHMS["three_pass_reload"], rows * n), tolerance=tolerance)
-    arms["scipy"] = _softmax_arm(lambda x, _, __, ___: special.softmax(x, axis=-1), cost.SCIPY, rows * n)
+    def kernel(name: str) -> Arm:
+        bound = numba_cpu.bind(name, rows, n, threads)
+        return arm(lambda x, y, _: bound(x, y), cost.ALGORITHMS[name])
+
     return Problem(
-        inputs=lambda rng: both(draw(rng, (rows, n))),
-        buffers=lambda *_: both(written((rows, n))),
-        truth=lambda x, _: truth.softmax(x),
+        inputs=lambda rng: (draw(rng, (rows, n)),),
+        buffers=buffers,
+        truth=truth.softmax,
         error=truth.error_units,
-        arms=arms,
+        arms={
+            **{name: kernel(name) for name in ALGORITHMS},
+            "torch": arm(_torch, cost.ALGORITHMS["three_pass_reload"], TOLERANCE + TORCH_TOLERANCE_GROWTH * n),
+            "scipy": arm(lambda x, _, __: special.softmax(x, axis=-1), cost.SCIPY),
+        },
         input_bytes=4 * rows * n,
         tolerance=TOLERANCE,
     )
 
 
-def _torch(_: Array, x: torch.Tensor, __: Array, y: torch.Tensor) -> None:
-    torch.softmax(x, dim=-1, out=y)
-
-
-def _softmax_arm(run: Callable[..., Any], model: cost.Cost, elements: int) -> Arm:
-    return Arm(run, model.bytes_moved(elements), model.flops_done(elements), outputs=lambda y, _: y)
+def _torch(_: Array, __: Array, tensors: Tensors) -> None:
+    torch.softmax(tensors.x, dim=-1, out=tensors.y)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import numpy as np
 
 from harness.declare.estimate_spec import Ratio
 from harness.declare.suite import Estimate, NotTestable, Point, Problem, Suite
-from harness.judge.contrasts import Question, ratio
 from harness.run.measure.threads import thread_count
 from reference.kernels.softmax import ALGORITHMS, BACKENDS, numba_cpu, softmax, truth
 from suites.softmax.two_pass_softmax.arms import passes_problem, softmax_problem
@@ -49,6 +48,8 @@ def speedup_gap(records: pd.DataFrame, level: float, inside: int, outside: int) 
     The two cells are independent, so their intervals (over processes and rounds) combine by the squares of their
     half-widths (MOVER, Zou & Donner 2008), which lets either be lopsided.
     """
+    from harness.judge.contrasts import Question, ratio  # its scipy.stats would delay every timing process
+
     found = {int(n): ratio(_SPEEDUP, Question(part, suite.card.experiments["throughput"], level))
              for n, part in records.groupby("n")}
     if not {inside, outside} <= set(found):

@@ -78,8 +78,10 @@ def test_a_wrong_pass_is_found(suite, arm, outputs):
 
 def test_inputs_are_aligned_and_follow_the_papers_law(suite):
     problem, drawn, _ = make(suite, "throughput", n=2**14, threads=1)
-    x, tensor = drawn.inputs
-    assert x.ctypes.data % 64 == 0 and tensor.data_ptr() == x.ctypes.data
+    (x,) = drawn.inputs
+    y, tensors = problem.buffers(x)
+    assert x.ctypes.data % 64 == y.ctypes.data % 64 == 0
+    assert (tensors.x.data_ptr(), tensors.y.data_ptr()) == (x.ctypes.data, y.ctypes.data)
     assert -1000 <= x.min() < -990 and 990 < x.max() <= 1000 and abs(x.mean()) < 20
     assert problem.input_bytes == x.nbytes and problem.rotate >= 2
 
