@@ -273,6 +273,7 @@ def setting_of(point: Point, seed: int) -> Setting:
 def trained(setting: Setting, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Metrics:
     """Train and report."""
     history = pretrain(setting, model, optimizer)
+    suite.uses_data("CODE", history.data_digest)
     return {
         "val_loss": history.val_loss,
         "train_curve": learning_curve(history),

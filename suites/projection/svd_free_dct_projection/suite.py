@@ -63,6 +63,7 @@ def training(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str,
         optimizer_class = DCTAdamW if arm == "dct_adamw" else LDAdamW
         optimizer = optimizer_class(projected_groups(model, rank=rank), lr=tuned["lr"])
     history = pretrain(setting, model, optimizer)
+    suite.uses_data("CODE", history.data_digest)
     return {
         "val_loss": history.val_loss,
         "train_curve": learning_curve(history),
@@ -91,23 +92,25 @@ def memory(arm: str, point: Point, seed: int, device: str) -> Metrics:
     else:
         optimizer.allocate()
     itemsize = parameters[0].element_size()
-    formula = llama.dct_bytes(shapes, rank, itemsize) if arm == "dct" else sum(
-        llama.galore_bytes(shape, rank, itemsize) for shape in shapes)
+    stored = sum(llama.galore_bytes(shape, rank, itemsize) for shape in shapes)
+    formula = llama.dct_bytes(shapes, rank, itemsize) if arm == "dct" else stored
     counted = state_bytes(optimizer)
-    return {"state_bytes": counted, "formula_gap": abs(counted - formula)}
+    return {"state_bytes": counted, "formula_gap": abs(counted - formula), "of_galore": counted / stored}
 
 
 @suite.speed("refresh")
 def refresh(point: Point, rng: np.random.Generator, device: str) -> Problem:
     """SVD, power iteration and DCT selection at a share of the columns."""
     rank = round(point["fraction"] * point["n"])
-    return refresh_problem(point["n"], rank, ("svd", "qr_power", "dct_matmul", "dct_fft"))
+    return refresh_problem(point["n"], {name: (name, rank) for name in ("svd", "qr_power", "dct_matmul", "dct_fft")})
 
 
 @suite.speed("refresh_rank")
 def refresh_rank(point: Point, rng: np.random.Generator, device: str) -> Problem:
-    """The methods without an SVD, at a given rank."""
-    return refresh_problem(point["n"], point["rank"], ("qr_power", "dct_matmul", "dct_fft"))
+    """The methods without an SVD, at ranks 16-fold apart."""
+    n, ranks = point["n"], {"32nd": point["n"] // 32, "8th": point["n"] // 8, "half": point["n"] // 2}
+    methods = ("dct_matmul", "dct_fft", "qr_power")
+    return refresh_problem(n, {f"{name}_{share}": (name, rank) for name in methods for share, rank in ranks.items()})
 
 
 @suite.speed("transform")
@@ -203,11 +206,14 @@ def gradients_of(config: Mapping[str, Any]) -> dict[int, dict[str, torch.Tensor]
     return record_gradients(setting, config["lr"], at)
 
 
-def refresh_problem(n: int, rank: int, names: tuple[str, ...]) -> Problem:
-    """Each method is held against its own promise, see ``refresh_error``; the DCT matrix is stored beforehand."""
+def refresh_problem(n: int, methods: Mapping[str, tuple[str, int]]) -> Problem:
+    """Arms by name as (method, rank), each held against its method's own promise, see ``refresh_error``.
+
+    The DCT matrix is stored beforehand, as an optimizer stores it.
+    """
     table = kernels.dct_matrix(n)
 
-    def arm(name: str) -> Arm:
+    def arm(name: str, rank: int) -> Arm:
         method = REFRESHES[name]
         extra = 4.0 * n * n if name == "dct_matmul" else 0.0
         return Arm(
@@ -221,7 +227,7 @@ def refresh_problem(n: int, rank: int, names: tuple[str, ...]) -> Problem:
         buffers=lambda G: (),
         truth=lambda G: G.double().numpy(),
         error=lambda found, G: refresh_error(found[0], G, found[1]),
-        arms={name: arm(name) for name in names},
+        arms={label: arm(*chosen) for label, chosen in methods.items()},
         input_bytes=4 * n * n,
         tolerance=1e-4,
     )
