@@ -501,34 +501,37 @@ def run_pass(which, x, y, shift, r, r_low, k, total, S, E):
 
 @_kernel
 def softmax_row(algorithm, x, y, S, E):
-    """softmax of one row in ``S.size`` chunks; ``S`` and ``E`` hold the chunks' partial results."""
-    none = F32(0.0)
-    if algorithm == TWO_PASS:
-        run_pass(ACCUMULATE, x, y, none, none, none, none, 0.0, S, E)
-        m, e = S[0], E[0]
-        for c in range(1, S.size):
-            m, e = merge(m, e, S[c], E[c])
-        if -LARGEST_EXPONENT < e < LARGEST_EXPONENT:
+    """softmax of one row in ``S.size`` chunks; ``S`` and ``E`` hold the chunks' partial results.
+
+    Each pass says what the next one is; a single call of ``run_pass`` keeps the compiler from copying it for each.
+    """
+    shift, r, r_low, k, total = F32(0.0), F32(0.0), F32(0.0), F32(0.0), 0.0
+    which = ACCUMULATE if algorithm == TWO_PASS else ONLINE_SUM if algorithm == ONLINE else FIND_MAX
+    while True:
+        run_pass(which, x, y, shift, r, r_low, k, total, S, E)
+        if which == ACCUMULATE:
+            m, e = S[0], E[0]
+            for c in range(1, S.size):
+                m, e = merge(m, e, S[c], E[c])
             r, r_low, k = normaliser(m, e)
-            run_pass(STORE, x, y, none, r, r_low, k, 0.0, S, E)
+            which = STORE if -LARGEST_EXPONENT < e < LARGEST_EXPONENT else FIND_MAX
+        elif which == ONLINE_SUM:
+            total, shift = S[0], E[0]
+            for c in range(1, S.size):
+                total, shift = merge_online(total, shift, S[c], E[c])
+            r, r_low, k = normaliser(total, F32(0.0))
+            which = STORE_SHIFTED
+        elif which == FIND_MAX:
+            shift = E.max()
+            which = SUM_STORE_EXP if algorithm == THREE_PASS_RELOAD else SUM_EXP
+        elif which == SUM_EXP:
+            r, r_low, k = normaliser(S.sum(), F32(0.0))
+            which = STORE_SHIFTED
+        elif which == SUM_STORE_EXP:
+            total = S.sum()
+            which = SCALE
+        else:
             return
-    if algorithm == ONLINE:
-        run_pass(ONLINE_SUM, x, y, none, none, none, none, 0.0, S, E)
-        s, maximum = S[0], E[0]
-        for c in range(1, S.size):
-            s, maximum = merge_online(s, maximum, S[c], E[c])
-        r, r_low, k = normaliser(s, none)
-        run_pass(STORE_SHIFTED, x, y, maximum, r, r_low, k, 0.0, S, E)
-        return
-    run_pass(FIND_MAX, x, y, none, none, none, none, 0.0, S, E)
-    maximum = E.max()
-    if algorithm == THREE_PASS_RELOAD:
-        run_pass(SUM_STORE_EXP, x, y, maximum, none, none, none, 0.0, S, E)
-        run_pass(SCALE, x, y, none, none, none, none, S.sum(), S, E)
-    else:
-        run_pass(SUM_EXP, x, y, maximum, none, none, none, 0.0, S, E)
-        r, r_low, k = normaliser(S.sum(), none)
-        run_pass(STORE_SHIFTED, x, y, maximum, r, r_low, k, 0.0, S, E)
 
 
 @_kernel
