@@ -97,6 +97,13 @@ def test_oracles_hold(slug):
         oracle()
 
 
+def test_steps_inside_the_backward_pass_keep_one_gradient_alive():
+    found = {arm: galore.live_gradients(arm, {"rank": 32}, 0, "cpu") for arm in ("after_backward", "per_layer")}
+    assert found["after_backward"]["peak_gradient_bytes"] == found["after_backward"]["all_gradient_bytes"]
+    # the largest tensor of LM-M is an MLP matrix, 512 x 128
+    assert found["per_layer"]["peak_gradient_bytes"] == 4 * 512 * 128
+
+
 def test_seeds_are_shared_by_arms_and_differ_between_seeds():
     point = {"size": "S", "steps": 2}
     first, second = galore.setting_of(point, 0), galore.setting_of(point, 1)
