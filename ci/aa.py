@@ -33,7 +33,7 @@ experiments:
     kind: speed
     arms: [a, b]
     axes: {{n: [{n}], threads: [1], repeat: [{repeats}]}}
-    measure: {{processes: 3, rounds: 8, min_sample_ms: 5}}
+    measure: {{processes: 3, rounds: 16, min_sample_ms: 5}}
 claims:
   - id: equal
     statement: Equal code takes equal time.
