@@ -13,9 +13,13 @@ from harness.cli.progress import progress_for
 from harness.declare.catalog import Catalog, find_root
 from harness.errors import USAGE, WRONG_OR_CRASHED, LitmusError
 
+_PASSED, _SLOW, _FAILED = Text("passed", style="green"), Text("slow  ", style="yellow"), Text("failed", style="red")
+
 
 def validate(
     suite: Annotated[list[str] | None, typer.Argument(help="Suites or patterns; all by default.")] = None,
+    any_pace: Annotated[bool, typer.Option(
+        "--any-pace", help="A smoke run over its budget is a warning only: for busy machines.")] = False,
 ) -> None:
     """Test suites as their author should: card, functions, oracle, smoke run, determinism, every claim computable.
 
@@ -24,9 +28,10 @@ def validate(
     \b
     Examples:
       litmus validate two_pass_softmax
-      litmus validate quantization/*
-      litmus validate
+      litmus validate 'quantization/*'
+      litmus validate --any-pace
     """
+    from harness.run.validate import PACE
     from harness.run.validate import validate as validate_suite
 
     root = find_root()
@@ -39,17 +44,17 @@ def validate(
                 checks = validate_suite(root, entry.name, progress)
         except LitmusError as refusal:
             unreadable += 1
-            _print_check(out, False, "card or suite", str(refusal))
+            _print_check(out, _FAILED, "card or suite", str(refusal))
             continue
         for check in checks:
-            failed += not check.ok
-            _print_check(out, check.ok, check.name, check.detail)
+            word = _PASSED if check.ok else _SLOW if any_pace and check.name == PACE else _FAILED
+            failed += word is _FAILED
+            _print_check(out, word, check.name, check.detail)
     if unreadable or failed:
         out.print(f"\n{failed} checks failed, {unreadable} suites could not be read", style="red")
         raise typer.Exit(USAGE if unreadable else WRONG_OR_CRASHED)
     out.print("\nall checks passed", style="green")
 
 
-def _print_check(out: Console, ok: bool, name: str, detail: str) -> None:
-    word = Text("  passed  ", style="green") if ok else Text("  failed  ", style="red")
-    out.print(word + Text(f"{name:<22}  ") + Text(detail.replace("\n", "\n" + " " * 12)), soft_wrap=True)
+def _print_check(out: Console, word: Text, name: str, detail: str) -> None:
+    out.print(Text("  ") + word + Text(f"  {name:<22}  ") + Text(detail.replace("\n", "\n" + " " * 12)), soft_wrap=True)
