@@ -188,6 +188,8 @@ def environment(root: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
         "PYTHONHASHSEED": "0",
         "OPENBLAS_NUM_THREADS": "1",
+        # Libraries bring an OpenMP pool each: one that spins after its call would hold a core of the next arm's.
+        "OMP_WAIT_POLICY": "passive",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     }
