@@ -12,7 +12,7 @@ import numpy as np
 from harness.plan.machine import this_machine
 from harness.run.measure.threads import limit_threads
 
-_REPEATS = 7
+_REPEATS = 40
 _GEMM = 1536
 
 

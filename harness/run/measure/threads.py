@@ -29,10 +29,11 @@ def limit_threads(threads: Any) -> int:
     count = thread_count(threads)
     for name in _ENVIRONMENT:
         os.environ[name] = str(count)
-    threadpool_limits(count)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+    # Numba first: starting its threads sets OpenMP's count for everybody.
     if "numba" in sys.modules:
         numba = sys.modules["numba"]
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    threadpool_limits(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
     return count
