@@ -10,17 +10,20 @@ import numba
 import numpy as np
 
 from harness.plan.machine import this_machine
-from harness.run.measure.threads import limit_threads
+from harness.run.measure.threads import limit_threads, thread_count
 
 _REPEATS = 40
 _GEMM = 1536
+# Fused multiply-adds per element and elements of the arithmetic probe: it stays in the first-level cache.
+_CHAIN, _BLOCK, _PASSES = 32, 2048, 512
 
 
 def measure_ceilings(threads: tuple[Any, ...] = (1, "all")) -> dict[str, Any]:
-    """Bytes per second of read, copy and triad streams beyond the cache, and float32 FLOP/s of a matrix product.
+    """Bytes per second of read, copy and triad streams beyond the cache, and float32 FLOP/s.
 
-    The best of several repeats, since a ceiling is what the machine can do undisturbed. Streams count the bytes that
-    the program reads and writes; a write's hidden read of the cache line is not counted.
+    The best of several repeats, since a ceiling is what the machine can do undisturbed; for arithmetic also the better
+    of a matrix product and of chains of multiply-adds, since a BLAS need not know this processor. Streams count the
+    bytes that the program reads and writes; a write's hidden read of the cache line is not counted.
     """
     array_bytes = max(4 * this_machine().caches["llc"], 2**26)
     size = array_bytes // 4
@@ -32,7 +35,7 @@ def measure_ceilings(threads: tuple[Any, ...] = (1, "all")) -> dict[str, Any]:
             "read_bytes_per_s": array_bytes / _best_s(lambda: _read(b)),
             "copy_bytes_per_s": 2 * array_bytes / min(_best_s(lambda: _copy(a, b)), _best_s(lambda: np.copyto(a, b))),
             "triad_bytes_per_s": 3 * array_bytes / _best_s(lambda: _triad(a, b, c)),
-            "flops_per_s": 2 * _GEMM**3 / _best_s(_gemm()),
+            "flops_per_s": max(2 * _GEMM**3 / _best_s(_gemm()), _chain_flops(thread_count(count))),
         }
     return {"threads": found, "array_bytes": array_bytes}
 
@@ -53,6 +56,25 @@ def _gemm() -> Callable[[], object]:
     left, right = torch.ones(_GEMM, _GEMM), torch.ones(_GEMM, _GEMM)
     out = torch.empty(_GEMM, _GEMM)
     return lambda: torch.mm(left, right, out=out)
+
+
+def _chain_flops(threads: int) -> float:
+    """FLOP/s of Horner chains, every thread on a block of its own."""
+    blocks = np.full((threads, _BLOCK), 0.5, dtype=np.float32)
+    work = 2 * _CHAIN * _BLOCK * _PASSES * threads
+    return work / _best_s(lambda: _chain(blocks, np.float32(0.9), np.float32(0.1)))
+
+
+@numba.njit(parallel=True, fastmath={"contract"}, cache=True)
+def _chain(blocks, a, b):  # type: ignore[no-untyped-def]
+    for row in numba.prange(blocks.shape[0]):
+        block = blocks[row]
+        for _ in range(_PASSES):
+            for i in range(block.size):
+                y = block[i]
+                for _ in range(_CHAIN):
+                    y = y * a + b
+                block[i] = y
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
