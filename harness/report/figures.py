@@ -100,7 +100,7 @@ def _curve_view(metric: str, rows: Sequence[CurveRow], slots: Mapping[str, int],
         heights += [*row.low, *row.high]
     last = max((row.step[-1] for row in rows if row.step), default=1)
     return {"name": metric, "data": data, "layout": {
-        "xaxis": {"type": "linear", "range": [0, last], "title": {"text": "step"}, "nticks": 6},
+        "xaxis": {"type": "linear", "range": [0, last], "title": {"text": "point of the series"}, "nticks": 6},
         "yaxis": _y_axis(heights, unit, metric, None)}}
 
 
