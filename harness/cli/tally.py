@@ -31,10 +31,10 @@ class Tally:
     _records: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def planned(self, cells: Sequence[Cell], skipped: Sequence[Cell] = ()) -> None:
-        """Start counting ``cells``; ``skipped`` ones only leave records."""
-        self._known = {cell.id for cell in (*cells, *skipped)}
-        self.waiting = {cell.id: (cell.suite, cell.experiment) for cell in cells}
-        self.total = len(self.waiting)
+        """Count ``cells`` too (a search plans in several steps); ``skipped`` ones only leave records."""
+        self._known |= {cell.id for cell in (*cells, *skipped)}
+        self.waiting |= {cell.id: (cell.suite, cell.experiment) for cell in cells}
+        self.total = self.done + len(self.waiting)
 
     def started(self, cell: Cell, now_s: float) -> None:
         """``cell`` runs since ``now_s``."""
@@ -46,9 +46,9 @@ class Tally:
             return
         self.statuses[record.status] += 1
         self._records[record.cell].append(record.status)
-        if record.status == "skipped" and record.cell not in self.running and record.cell in self.waiting:
+        if record.cell in self.waiting and record.cell not in self.running:
             del self.waiting[record.cell]
-            self.total -= 1  # dropped before it started: it did not fit into the budget
+            self.total -= 1  # dropped before it started: by the budget, or because an oracle disagreed
         if record.status not in ("ok", "skipped"):
             self.failures.append(record)
 

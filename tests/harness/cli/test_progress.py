@@ -187,3 +187,21 @@ def test_failures_are_listed_with_reason_and_repro_line():
     assert lines[0] == "wrong demo/pairwise:accuracy pairwise (error 2, tolerance 0.5): error above tolerance"
     assert lines[1].strip() == f"litmus repro {CELLS[0].id}"
     assert lines[-1].startswith("and 1 more")
+
+
+def test_a_search_that_plans_again_counts_on(plain):
+    progress, out, clock = plain
+    for cell in CELLS:
+        finish(progress, cell, clock, 2.0)
+    more = replace(CELL, seed=99)
+    progress.planned(Plan((more,), ()))
+    finish(progress, more, clock, 2.0)
+    assert out.getvalue().splitlines()[-1].startswith("[11/11] ok")
+
+
+def test_cells_that_an_oracle_dropped_are_not_waited_for(plain):
+    progress, _, _ = plain
+    for arm in CELL.arms:
+        progress.recorded(a_record(CELLS[0], "wrong", arm))
+    assert progress.tally.total == 9
+    assert [record.status for record in progress.tally.failures] == ["wrong", "wrong"]
