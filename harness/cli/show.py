@@ -68,7 +68,7 @@ def _print_claim(out: Console, claim: Claim, verdict: str | None) -> None:
     for part in claim.resolved_parts():
         out.print(f"  test: {_rule(part)}", style="dim")
     for need in claim.requires:
-        out.print(f"  only if: {estimate_words(need)} {need.holds_if}; otherwise: {need.otherwise}", style="dim",)
+        out.print(f"  only if: {estimate_words(need)} is {need.holds_if}; otherwise: {need.otherwise}", style="dim")
     if claim.note:
         out.print(f"  note: {claim.note.strip()}")
     out.print()
@@ -83,5 +83,10 @@ def estimate_words(need: Part | Requirement) -> str:
     """The ``estimate:`` block on one line, as in the card, with experiment and conditions."""
     fields = need.estimate.model_dump(exclude_defaults=True)
     words = ", ".join(f"{name}: {value}" for name, value in fields.items())
-    where = ", ".join(f"{name}={value}" for name, value in need.where.items())
+    where = ", ".join(_condition(name, value) for name, value in need.where.items())
     return f"{{{words}}}" + (f" in {need.experiment}" if need.experiment else "") + (f" where {where}" if where else "")
+
+
+def _condition(name: str, value: object) -> str:
+    """``n = 4096`` or, where the card has a comparison, ``input_bytes >= 4*llc``."""
+    return f"{name} {value}" if isinstance(value, str) and value[:1] in "<>=" else f"{name} = {value}"
