@@ -152,12 +152,13 @@ def noun(spec: EstimateSpec) -> str:
 
 
 def basis_of(estimate: Estimate, table: pd.DataFrame) -> str:
-    """``24 rounds in 3 processes``, ``5 seeds``."""
+    """``24 rounds in 3 processes``, ``5 seeds``; an estimate over several cells says how many."""
     text = f"{estimate.n} {estimate.unit}" + ("" if estimate.n == 1 else "s")
     if estimate.unit != "round":
         return text
     count = len(table.drop_duplicates(["cell", "process"]))
-    return f"{text} in {count} process" + ("" if count == 1 else "es")
+    cells = table["cell"].nunique()
+    return f"{text} in {count} process" + ("" if count == 1 else "es") + (f" of {cells} cells" if cells > 1 else "")
 
 
 def _interval(low: float, high: float, level: float) -> str:
@@ -172,4 +173,6 @@ def _region(region: Condition) -> str:
     words = {">": "above", ">=": "at or above", "<": "below", "<=": "at or below", "==": "at"}
     if region.kind in words:
         return f"{words[region.kind]} {region.low:.6g}"
+    if region.kind == "inside" and region.low > region.high:
+        return "inside the card's band, of which the A/A floor leaves nothing"
     return f"{region.kind} [{region.low:.6g}, {region.high:.6g}]"

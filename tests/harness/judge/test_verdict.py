@@ -381,6 +381,12 @@ def test_nothing_inside_the_floor_is_decided(timing, ratio, rule, floor, verdict
     assert (found.parts[0].supported_if, found.parts[0].refuted_if) == rule
 
 
+def test_a_band_that_the_floor_swallows_is_said_to_be_empty(timing):
+    found = timing(1.00, {"supported_if": "inside [0.98, 1.02]", "refuted_if": "outside [0.98, 1.02]"}, noise=0.003,
+                   canary={"floor": 0.04, "alarm": False})
+    assert "the card's band, of which the A/A floor leaves nothing" in found.reason
+
+
 # Requirements and custom estimates ------------------------------------------------------------------------------------
 
 
