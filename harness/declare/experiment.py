@@ -54,6 +54,7 @@ class Override(Model):
     arms: list[str] | None = None
     measure: Measure | None = None
     timeout_s: float | None = Field(default=None, gt=0)
+    memory_gib: float | None = Field(default=None, gt=0)
 
 
 class Experiment(Model):
@@ -142,7 +143,7 @@ class Experiment(Model):
                 return self
             override = Override(axes={name: values[:1] for name, values in self.axes.items()}, seeds=1)
         changes: dict[str, Any] = {"axes": {**self.axes, **override.axes}}
-        for name in ("seeds", "arms", "measure", "timeout_s"):
+        for name in ("seeds", "arms", "measure", "timeout_s", "memory_gib"):
             value = getattr(override, name)
             if value is not None:
                 changes[name] = value

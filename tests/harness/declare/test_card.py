@@ -35,6 +35,14 @@ def test_profiles_change_what_they_name_and_nothing_else(card_text):
     assert parse_card(card_text, "card.yaml").experiments["pace"].in_profile("smoke") is None
 
 
+def test_a_profile_may_change_the_limits(card_text):
+    text = card_text.replace("seeds: 1}\n", "seeds: 1, timeout_s: 7, memory_gib: 12}\n", 1)
+    quality = parse_card(text, "card.yaml").experiments["quality"]
+    smoke, small = quality.in_profile("smoke"), quality.in_profile("small")
+    assert (smoke.timeout_s, smoke.memory_gib) == (7, 12)
+    assert (small.timeout_s, small.memory_gib) == (quality.timeout_s, quality.memory_gib) != (7, 12)
+
+
 def test_smoke_without_an_override_takes_one_value_and_one_seed(card_text):
     text = card_text.replace("      smoke: {axes: {n: [2**4]}, seeds: 1}\n", "")
     smoke = parse_card(text, "card.yaml").experiments["quality"].in_profile("smoke")
