@@ -149,24 +149,3 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), 0)
-
-
-def high_water_bytes() -> int:
-    """The largest resident set of this process since :func:`reset_high_water`."""
-    return _status_bytes("VmHWM:")
-
-
-def reset_high_water() -> int:
-    """Start a new high-water mark; returns the resident bytes it starts from."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return _status_bytes("VmRSS:")  # not permitted: the mark stays, a peak then is an upper bound
-    return _status_bytes("VmRSS:")
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -13,8 +13,8 @@ from harness.declare.suite import NotTestable, SkipArm, Suite
 from harness.errors import LitmusError, did_you_mean
 from harness.plan.cell import Cell
 from harness.records.record import Record
-from harness.run import processes
 from harness.run.faults import describe, is_out_of_memory
+from harness.run.measure.memory import peak_bytes, reset_peak
 from harness.run.protocol import blank_record
 
 
@@ -28,7 +28,7 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
     started_at, clock = time.time(), suite.artefacts
     prepared_before = getattr(clock, "prepare_ns", 0)
     suite.data.clear()
-    resident = processes.reset_high_water()
+    resident = reset_peak()
     begin = time.perf_counter_ns()
     outcome = _outcome(cell, suite, experiment, arm)
     prepare_ns = getattr(clock, "prepare_ns", 0) - prepared_before
@@ -38,7 +38,7 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
         data=data_of(suite),
         elapsed_ns=time.perf_counter_ns() - begin - prepare_ns,
         prepare_ns=prepare_ns,
-        peak_bytes=max(0, processes.high_water_bytes() - resident),
+        peak_bytes=max(0, peak_bytes() - resident),
     )
 
 

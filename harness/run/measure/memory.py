@@ -1,39 +1,33 @@
-"""Peak memory of a stretch of code, from the kernel's high-water mark."""
+"""Peak memory of a stretch of code in this process, from the kernel's high-water mark."""
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-_CLEAR = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
-
 
 def peak_of(work: Callable[[], object]) -> int:
-    """Bytes of resident memory that ``work()`` needed at its peak beyond what was resident before; 0 if unknown."""
+    """Bytes of resident memory that ``work()`` needed at its peak beyond what was resident before."""
     before = reset_peak()
     work()
-    return max(0, peak_bytes() - before) if before else 0
+    return max(0, peak_bytes() - before)
 
 
 def reset_peak() -> int:
-    """Set the high-water mark back to what is resident now and return it; 0 where the system cannot."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return 0
-    return _kib("VmRSS")
+    """Set the high-water mark to what is resident now, and return that."""
+    with contextlib.suppress(OSError):  # not permitted: the mark stays, and a peak is then an upper bound
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS:")
 
 
 def peak_bytes() -> int:
-    """The high-water mark since :func:`reset_peak`."""
-    return _kib("VmHWM")
+    """The largest resident set since :func:`reset_peak`."""
+    return _status_bytes("VmHWM:")
 
 
-def _kib(name: str) -> int:
-    try:
-        match = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(match.group(1)) * 1024 if match else 0
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
