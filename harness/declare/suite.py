@@ -156,7 +156,7 @@ class Suite:
         return self.artefacts.get(self.name, name, config, build)
 
     def uses_data(self, name: str, digest: str) -> None:
-        """Say inside a trial or a problem which data set it draws on; the digest goes into the record.
+        """Say inside a trial which data set it draws on; the digest goes into the record.
 
         Records with different digests are not comparable: offline text, for example, depends on the interpreter.
         """

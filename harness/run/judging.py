@@ -28,7 +28,7 @@ def judge_folder(engine: Engine, root: Path, folder: Path, memory_bytes: int) ->
     verdicts, ending = _judge(engine, root, folder, memory_bytes)
     if verdicts is None:
         raise LitmusError("the records are safe, but the claims could not be judged", where=folder,
-                          value=_last_line(ending.output_tail) or ending.reason,
+                          value=ending.last_words,
                           next_step=f"mend it, then: litmus run --resume {folder}")
     return verdicts
 
@@ -73,8 +73,3 @@ def _judge(engine: Engine, root: Path, folder: Path, memory_bytes: int) -> tuple
     if ending.status == "cancelled":
         raise Cancelled
     return (results[0] if ending.status == "done" else None), ending
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""

@@ -77,6 +77,12 @@ class Ending:
     arm: str | None = None
     output_tail: str = ""
 
+    @property
+    def last_words(self) -> str | None:
+        """The last line it printed, or the reason where it printed nothing."""
+        lines = self.output_tail.strip().splitlines()
+        return lines[-1] if lines else self.reason
+
 
 def cell_job(cell: Cell, root: str, arms: tuple[str, ...], process: int = 0) -> Job:
     """The job that runs ``arms`` of ``cell``."""

@@ -34,8 +34,7 @@ SMOKE_LIMIT_S = 3.0
 # Virtual CPUs have two speeds, so only twice the limit is a fault.
 _SMOKE_SLACK = 2.0
 _CROWDED = 1.5
-_ORACLE_LIMIT_S = 120.0
-_LIMIT_BYTES = 8 * 2**30
+_LIMITS = Limits(arm_s=120.0, startup_s=120.0, memory_bytes=8 * 2**30)
 
 
 @dataclass(frozen=True)
@@ -66,18 +65,13 @@ def _local(root: Path, entry: Entry) -> LocalEngine:
     return LocalEngine(root, this_machine().cores, library_modules(root, entry.folder))
 
 
-def _limits() -> Limits:
-    return Limits(arm_s=_ORACLE_LIMIT_S, startup_s=_ORACLE_LIMIT_S, memory_bytes=_LIMIT_BYTES)
-
-
 def _inspect(engine: Engine, root: Path, entry: Entry) -> Mapping[str, Any]:
-    job = Job(task="inspect", root=str(root), limits=_limits(), argument={"suite": entry.name})
+    job = Job(task="inspect", root=str(root), limits=_LIMITS, argument={"suite": entry.name})
     found: list[dict[str, Any]] = []
     ending = engine.execute(job, lambda message: found.append(message["value"]))
     if ending.status != "done":
-        lines = ending.output_tail.strip().splitlines()
         raise LitmusError("suite.py cannot be loaded", where=entry.folder / "suite.py",
-                          value=lines[-1] if lines else ending.reason, expected="a module that defines 'suite'",
+                          value=ending.last_words, expected="a module that defines 'suite'",
                           next_step="run it by hand: python -c 'import suites."
                           f"{entry.family}.{entry.slug}.suite'")
     return found[0]
