@@ -46,6 +46,16 @@ class Tune(Model):
     grid: dict[str, dict[str, list[ScalarField]]]
 
 
+class FastPath(Model):
+    """The report's page of fast paths shows this experiment: every arm but ``peers`` is ours and held against them.
+
+    ``op`` is the heading under which experiments stand together. It steers the page alone: no cell depends on it.
+    """
+
+    op: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    peers: list[str] = Field(min_length=1)
+
+
 class Override(Model):
     """What a profile changes in an experiment. The unchanged experiment is profile ``small``."""
 
@@ -71,6 +81,7 @@ class Experiment(Model):
     memory_gib: float = Field(default=8.0, gt=0)
     measure: Measure = Measure()
     tune: Tune | None = None
+    fast_path: FastPath | None = None
     help: str = ""
 
     @model_validator(mode="after")
@@ -109,6 +120,20 @@ class Experiment(Model):
                 found = ", ".join(f"{arm}: {size}" for arm, size in sizes.items())
                 raise CardFault("the tuning grids differ in size", value=found,
                                 expected="as many trials for every arm", next_step="make the grids equally large")
+        return self
+
+    @model_validator(mode="after")
+    def _fast_path_has_two_sides(self) -> Experiment:
+        if self.fast_path is None:
+            return self
+        if self.kind != "speed":
+            raise CardFault("a trial experiment is no fast path", key="fast_path", value=self.fast_path.op,
+                            expected="kind: speed", next_step="remove 'fast_path'")
+        distinct("peers", self.fast_path.peers)
+        known("arm", self.fast_path.peers, self.arms, "fast_path.peers")
+        if set(self.fast_path.peers) == set(self.arms):
+            raise CardFault("every arm is a peer", key="fast_path.peers", value=", ".join(self.arms),
+                            expected="at least one arm that is ours", next_step="leave our arms out of 'peers'")
         return self
 
     def metric_names(self) -> list[str]:
