@@ -1,0 +1,196 @@
+"""Kernels of a cubin launched through the CUDA driver (libcuda by ctypes), on torch's streams and contexts."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reference.kernels import nvcc, target
+from reference.kernels.backend import BackendMissing
+
+LIBRARY = "libcuda.so.1"
+SHARED_WITHOUT_ASKING = 48 * 1024  # more dynamic shared memory than this must be asked for, kernel by kernel
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+Argument = torch.Tensor | np.generic
+Extent = int | tuple[int, ...]
+
+# Names and argument types of cuda.h; handles (CUcontext, CUmodule, CUfunction, CUstream) are pointers, the rest int.
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
+    "cuCtxGetCurrent": (POINTER(c_void_p),),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
+    "cuModuleLoadData": (POINTER(c_void_p), c_char_p),
+    "cuModuleGetFunction": (POINTER(c_void_p), c_void_p, c_char_p),
+    "cuFuncSetAttribute": (c_void_p, c_int, c_int),
+    "cuLaunchKernel": (c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), POINTER(c_void_p)),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+    "cuGetErrorString": (c_int, POINTER(c_char_p)),
+}
+_SCALARS: dict[type, type] = {
+    np.int32: ctypes.c_int32,
+    np.uint32: ctypes.c_uint32,
+    np.int64: ctypes.c_int64,
+    np.uint64: ctypes.c_uint64,
+    np.float32: ctypes.c_float,
+    np.float64: ctypes.c_double,
+}
+
+
+class CudaError(RuntimeError):
+    """A call of the CUDA driver failed; the message holds the call and the driver's own words."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One ``extern "C"`` kernel, loaded on one device."""
+
+    name: str
+    device_index: int
+    function: int
+    context: int
+
+    def launch(self, grid: Extent, block: Extent, args: Sequence[Argument], shared_bytes: int = 0) -> None:
+        """Queue the kernel on torch's current stream of its device; returns before it has run.
+
+        ``args`` follow the kernel's parameters: contiguous tensors of that device (their pointer is passed) and numpy
+        scalars of exactly the parameter's type. Raises TypeError or ValueError for other arguments, CudaError when the
+        driver refuses the launch. Errors inside the kernel surface at torch's next synchronisation.
+        """
+        values, places = pack(args, self.device_index)
+        stream = torch.cuda.current_stream(self.device_index).cuda_stream
+        if shared_bytes > SHARED_WITHOUT_ASKING:
+            _allow_shared(self, shared_bytes)
+        launch = (self.function, *_extent(grid), *_extent(block), shared_bytes, stream, places, None)
+        _in_context(self.context, "cuLaunchKernel", *launch)
+        del values  # the driver has copied them
+
+
+def missing() -> str | None:
+    """Why no kernel can be launched here; None when the CUDA driver is there."""
+    try:
+        _library()
+    except BackendMissing as refusal:
+        return str(refusal)
+    return None
+
+
+def kernel(op_file: Path, name: str, device: str | torch.device) -> Kernel:
+    """The kernel ``name`` of the ``.cu`` file ``op_file`` on ``device``, compiled and loaded at most once a process.
+
+    Raises BackendMissing without driver, nvcc or cubin; CompileError; CudaError when the cubin holds no such kernel.
+    """
+    return _kernel(op_file, name, target.index(device))
+
+
+def pack(args: Sequence[Argument], device_index: int) -> tuple[list[ctypes._SimpleCData], ctypes.Array[c_void_p]]:
+    """C values of kernel arguments and the array of their addresses; the values must outlive the array's use."""
+    values = [_value(position, argument, device_index) for position, argument in enumerate(args)]
+    return values, (c_void_p * len(values))(*map(ctypes.addressof, values))
+
+
+def _value(position: int, argument: Argument, device_index: int) -> ctypes._SimpleCData:
+    if isinstance(argument, torch.Tensor):
+        if argument.device.type != "cuda" or argument.device.index != device_index:
+            raise ValueError(f"argument {position} must be on cuda:{device_index}, not on {argument.device}")
+        if not argument.is_contiguous():
+            raise ValueError(f"argument {position} must be contiguous")
+        return c_void_p(argument.data_ptr())
+    scalar = _SCALARS.get(type(argument))
+    if scalar is None:
+        kinds = ", ".join(f"np.{kind.__name__}" for kind in _SCALARS)
+        raise TypeError(f"argument {position} must be a torch tensor or {kinds}, not {type(argument).__name__}")
+    return scalar(argument.item())
+
+
+def _extent(extent: Extent) -> tuple[int, int, int]:
+    sizes = (extent,) if isinstance(extent, int) else extent
+    if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
+        raise ValueError(f"grid and block have one to three positive sizes, not {extent}")
+    return (*sizes, *(1,) * (3 - len(sizes)))
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise BackendMissing(f"the CUDA driver cannot be loaded ({error}); install NVIDIA's driver") from error
+    for name, types in _SIGNATURES.items():
+        getattr(library, name).argtypes = types
+        getattr(library, name).restype = c_int
+    if (status := library.cuInit(0)) != 0:
+        raise BackendMissing(f"the CUDA driver does not start: {_words(library, status)}; see nvidia-smi")
+    return library
+
+
+def _words(library: ctypes.CDLL, status: int) -> str:
+    name, text = c_char_p(), c_char_p()
+    library.cuGetErrorName(status, byref(name))
+    library.cuGetErrorString(status, byref(text))
+    known = name.value is not None and text.value is not None
+    return f"{name.value.decode()}: {text.value.decode()}" if known else f"error {status}"
+
+
+def _call(name: str, *arguments: object) -> None:
+    library = _library()
+    if (status := getattr(library, name)(*arguments)) != 0:
+        raise CudaError(f"{name}: {_words(library, status)}")
+
+
+def _in_context(context: int, name: str, *arguments: object) -> None:
+    """A call with ``context`` current; torch's notion of the current device is left as it was."""
+    current = c_void_p()
+    _call("cuCtxGetCurrent", byref(current))
+    if current.value == context:
+        _call(name, *arguments)
+        return
+    _call("cuCtxPushCurrent_v2", context)
+    try:
+        _call(name, *arguments)
+    finally:
+        _call("cuCtxPopCurrent_v2", byref(c_void_p()))
+
+
+@cache
+def _context(device_index: int) -> int:
+    """The primary context, which is the one torch works in; retained for the life of the process."""
+    device, context = c_int(), c_void_p()
+    _call("cuDeviceGet", byref(device), device_index)
+    _call("cuDevicePrimaryCtxRetain", byref(context), device)
+    assert context.value is not None
+    return context.value
+
+
+@cache
+def _module(cubin: Path, device_index: int) -> int:
+    module = c_void_p()
+    _in_context(_context(device_index), "cuModuleLoadData", byref(module), cubin.read_bytes())
+    assert module.value is not None
+    return module.value
+
+
+@cache
+def _kernel(op_file: Path, name: str, device_index: int) -> Kernel:
+    _library()
+    cubin = nvcc.build(op_file, target.arch(device_index)).path
+    function, context = c_void_p(), _context(device_index)
+    module = _module(cubin, device_index)
+    _in_context(context, "cuModuleGetFunction", byref(function), module, name.encode())
+    assert function.value is not None
+    return Kernel(name, device_index, function.value, context)
+
+
+@cache
+def _allow_shared(kernel: Kernel, shared_bytes: int) -> None:
+    _in_context(kernel.context, "cuFuncSetAttribute", kernel.function, _MAX_DYNAMIC_SHARED, shared_bytes)
