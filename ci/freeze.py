@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+# torch's CUDA builds ask for the Triton that they were built with; ci/venv chooses one beside the CPU build.
+LEFT_TO_TORCH = {"triton"}
 
 
 def closure(requirements: list[Requirement]) -> tuple[dict[str, str], set[str]]:
@@ -47,7 +49,8 @@ def main() -> None:
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     found, missing = closure([Requirement(text) for text in texts])
     print("# Written by ci/freeze.py. pip install -c constraints.txt takes these versions.")
-    print("\n".join(f"{name}=={version}" for name, version in sorted(found.items())))
+    print("\n".join(f"{name}=={version}" for name, version in sorted(found.items())
+                    if name not in LEFT_TO_TORCH))
     if missing:
         print("not installed here, so not pinned: " + ", ".join(sorted(missing)), file=sys.stderr)
 

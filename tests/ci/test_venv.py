@@ -20,6 +20,7 @@ case "$1 $2" in
       *"-e"*) touch .venv/bin/litmus; chmod +x .venv/bin/litmus;;
     esac;;
   "-c "*hashlib*) sha256sum | cut -d' ' -f1;;
+  "-c "*triton*) [ -e has-triton ];;
   "-c "*python_version*) echo "CPython $(cat "$(dirname "$0")/version")";;
   "-c "*version_info*) exit "$(cat too-old 2>/dev/null || echo 0)";;
 esac
@@ -55,6 +56,7 @@ def test_torch_is_installed_first_and_everything_is_pinned(checkout):
     assert log[0] == "venv"
     assert installs[0].endswith("-c constraints.txt torch==2.13.0")
     assert "-e .[dev,asv]" in installs[1] and "-e .[peers]" in installs[2]
+    assert "triton==" in installs[3] and installs[4].endswith("nvidia-ml-py")
     assert all("-c constraints.txt" in line for line in installs)
     assert (checkout / ".venv/.stamp").read_text().strip()
 
@@ -70,14 +72,14 @@ def test_a_changed_file_installs_again_into_the_same_environment(checkout, name)
     setup(checkout)
     (checkout / name).write_text((checkout / name).read_text() + "# more\n")
     _, log = setup(checkout)
-    assert len(log) == 3 and "venv" not in log
+    assert len(log) == 5 and "venv" not in log
 
 
 def test_another_python_starts_afresh(checkout):
     setup(checkout)
     (checkout / "version").write_text("3.12.1\n")
     _, log = setup(checkout)
-    assert log[0] == "venv" and len(log) == 4
+    assert log[0] == "venv" and len(log) == 6
 
 
 def test_an_environment_of_an_older_state_is_brought_up_to_date(checkout):
@@ -85,7 +87,7 @@ def test_an_environment_of_an_older_state_is_brought_up_to_date(checkout):
     (checkout / ".venv/.stamp").unlink()
     (checkout / ".venv/bin/litmus").unlink()
     done, log = setup(checkout)
-    assert done.returncode == 0 and len(log) == 3
+    assert done.returncode == 0 and len(log) == 5
     assert (checkout / ".venv/bin/litmus").exists()
 
 
@@ -120,3 +122,10 @@ def test_a_python_that_is_too_old_is_refused_by_name(checkout):
     assert done.returncode != 0
     assert "is not a Python >= 3.11" in done.stderr
     assert log == []
+
+
+def test_the_triton_that_torch_brought_stays(checkout):
+    (checkout / "has-triton").touch()
+    done, log = setup(checkout)
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in log if "triton" in line]
