@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 
 from reference.kernels.quantize.maps import midpoints_below
-from reference.kernels.quantize.settings import AdamSettings, MomentumSettings
+from reference.kernels.quantize.settings import AdamSettings, LionSettings, MomentumSettings
 
 Tensor = torch.Tensor
+State = tuple[Tensor, Tensor, Tensor]
 
 
 def quantize(x: Tensor, code: Tensor, block: int, codes: Tensor, absmax: Tensor, keep_sign: bool = False) -> None:
@@ -35,8 +36,7 @@ def dequantize(codes: Tensor, absmax: Tensor, code: Tensor, block: int, out: Ten
     torch.mul(code[codes.long()], scale, out=out)
 
 
-def adam(p: Tensor, g: Tensor, m_state: tuple[Tensor, Tensor, Tensor], v_state: tuple[Tensor, Tensor, Tensor],
-         block: int, settings: AdamSettings) -> None:
+def adam(p: Tensor, g: Tensor, m_state: State, v_state: State, block: int, settings: AdamSettings) -> None:
     """One AdamW step on flat ``p``; a state is (codes, absmax, map) and is rewritten in place."""
     m, v = (_restore(state, block) for state in (m_state, v_state))
     m.mul_(settings.beta1).add_(g * settings.one_minus_beta1)
@@ -47,8 +47,7 @@ def adam(p: Tensor, g: Tensor, m_state: tuple[Tensor, Tensor, Tensor], v_state: 
     quantize(v, v_state[2], block, v_state[0], v_state[1])
 
 
-def momentum(p: Tensor, g: Tensor, m_state: tuple[Tensor, Tensor, Tensor], block: int,
-             settings: MomentumSettings) -> None:
+def momentum(p: Tensor, g: Tensor, m_state: State, block: int, settings: MomentumSettings) -> None:
     """One step of SGD with momentum on flat ``p``; the state is (codes, absmax, map) and is rewritten in place."""
     m = _restore(m_state, block)
     m.mul_(settings.momentum).add_(g + p * settings.weight_decay)
@@ -56,7 +55,18 @@ def momentum(p: Tensor, g: Tensor, m_state: tuple[Tensor, Tensor, Tensor], block
     quantize(m, m_state[2], block, m_state[0], m_state[1], settings.keep_sign)
 
 
-def _restore(state: tuple[Tensor, Tensor, Tensor], block: int) -> Tensor:
+def lion(p: Tensor, g: Tensor, m_state: State, block: int, settings: LionSettings) -> None:
+    """One step of Lion on flat ``p``; the state is (codes, absmax, map) and is rewritten in place."""
+    m = _restore(m_state, block)
+    c = m * settings.beta1 + g * settings.one_minus_beta1
+    # torch.sign(NaN) is 0; a NaN must show.
+    update = torch.where(c.isnan(), c, c.sign())
+    p.mul_(settings.decay).sub_(update * settings.lr)
+    m.mul_(settings.beta2).add_(g * settings.one_minus_beta2)
+    quantize(m, m_state[2], block, m_state[0], m_state[1], settings.keep_sign)
+
+
+def _restore(state: State, block: int) -> Tensor:
     codes, absmax, code = state
     out = torch.empty(codes.numel(), dtype=torch.float32, device=codes.device)
     dequantize(codes, absmax, code, block, out)

@@ -17,8 +17,8 @@ HIGHEST_KEY = 127 << 8
 BINS = HIGHEST_KEY - LOWEST_KEY + 2
 
 
-@lru_cache(maxsize=2)
-def dynamic_map(signed: bool) -> torch.Tensor:
+@lru_cache(maxsize=16)
+def dynamic_map(signed: bool, device: str = "cpu") -> torch.Tensor:
     """The dynamic map of Dettmers et al. (2110.02861, section 1.3): float32[256], sorted, read-only by convention.
 
     For i = 0..6 the interval [0.1, 1] is cut into 2^i (signed) or 2^(i+1) (unsigned) equal pieces; the codes are
@@ -30,16 +30,16 @@ def dynamic_map(signed: bool) -> torch.Tensor:
         edges = torch.linspace(0.1, 1.0, 2 ** (i if signed else i + 1) + 1, dtype=torch.float32)
         codes = 10.0 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
         values += codes.tolist() + ((-codes).tolist() if signed else [])
-    return torch.tensor(sorted(values), dtype=torch.float32)
+    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=2)
-def linear_map(signed: bool) -> torch.Tensor:
+@lru_cache(maxsize=16)
+def linear_map(signed: bool, device: str = "cpu") -> torch.Tensor:
     """The uniform 8-bit map, float32[256], sorted: k/255 unsigned; k/127 for |k| <= 127 signed, with 0 held twice."""
     if not signed:
-        return torch.arange(256, dtype=torch.float32) / 255
+        return (torch.arange(256, dtype=torch.float32) / 255).to(device)
     levels = torch.arange(-127, 128, dtype=torch.float32) / 127
-    return torch.cat([levels[:128], levels[127:]])
+    return torch.cat([levels[:128], levels[127:]]).to(device)
 
 
 MAPS = {"dynamic": dynamic_map, "linear": linear_map}

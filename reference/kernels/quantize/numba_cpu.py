@@ -15,7 +15,7 @@ import torch
 from numba import njit, prange
 
 from reference.kernels.quantize.maps import LOWEST_KEY, MANTISSA_SHIFT, search_table
-from reference.kernels.quantize.settings import AdamSettings, MomentumSettings
+from reference.kernels.quantize.settings import AdamSettings, LionSettings, MomentumSettings
 
 Array = np.ndarray
 Tensor = torch.Tensor
@@ -127,6 +127,24 @@ def _momentum_part(part, parts, p, g, m_codes, m_absmax, m_table, block, scalars
         _encode(m, bits, n, m_table, keep_sign, m_codes[low:high], m_absmax, b)
 
 
+@njit(nogil=True, cache=True)
+def _lion_part(part, parts, p, g, m_codes, m_absmax, m_table, block, scalars, keep_sign):
+    beta1, one_minus_beta1, beta2, one_minus_beta2, decay, lr = scalars
+    blocks = m_absmax.size
+    m = np.empty(min(block, p.size), np.float32)
+    bits = m.view(np.int32)
+    for b in range(blocks * part // parts, blocks * (part + 1) // parts):
+        low, high = b * block, min((b + 1) * block, p.size)
+        n, p_block, g_block = high - low, p[low:high], g[low:high]
+        _decode(m_codes[low:high], n, m_absmax[b], m_table[0], m)
+        for i in range(n):
+            c = m[i] * beta1 + g_block[i] * one_minus_beta1
+            sign = np.float32(1) if c > 0 else (np.float32(-1) if c < 0 else c)
+            p_block[i] = p_block[i] * decay - sign * lr
+            m[i] = m[i] * beta2 + g_block[i] * one_minus_beta2
+        _encode(m, bits, n, m_table, keep_sign, m_codes[low:high], m_absmax, b)
+
+
 @njit(parallel=True, nogil=True, cache=True)
 def _quantize_parallel(parts, x, block, table, keep_sign, codes, absmax):
     for part in prange(parts):
@@ -149,6 +167,12 @@ def _adam_parallel(parts, p, g, m_codes, m_absmax, m_table, v_codes, v_absmax, v
 def _momentum_parallel(parts, p, g, m_codes, m_absmax, m_table, block, scalars, keep_sign):
     for part in prange(parts):
         _momentum_part(part, parts, p, g, m_codes, m_absmax, m_table, block, scalars, keep_sign)
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _lion_parallel(parts, p, g, m_codes, m_absmax, m_table, block, scalars, keep_sign):
+    for part in prange(parts):
+        _lion_part(part, parts, p, g, m_codes, m_absmax, m_table, block, scalars, keep_sign)
 
 
 def quantize(x: Tensor, code: Tensor, block: int, codes: Tensor, absmax: Tensor, keep_sign: bool = False) -> None:
@@ -176,6 +200,14 @@ def momentum(p: Tensor, g: Tensor, m_state: State, block: int, settings: Momentu
     scalars = tuple(np.float32(value) for value in (settings.lr, settings.momentum, settings.weight_decay))
     arguments = (p.numpy(), g.numpy(), *_arrays(m_state), block, scalars, settings.keep_sign)
     _run(_momentum_part, _momentum_parallel, p.numel(), arguments)
+
+
+def lion(p: Tensor, g: Tensor, m_state: State, block: int, settings: LionSettings) -> None:
+    """One step of Lion on flat ``p``; the state is (codes, absmax, map) and is rewritten in place."""
+    names = ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "decay", "lr")
+    scalars = tuple(np.float32(getattr(settings, name)) for name in names)
+    arguments = (p.numpy(), g.numpy(), *_arrays(m_state), block, scalars, settings.keep_sign)
+    _run(_lion_part, _lion_parallel, p.numel(), arguments)
 
 
 def _run(part: Any, parallel: Any, n: int, arguments: tuple[Any, ...]) -> None:

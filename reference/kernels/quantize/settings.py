@@ -47,3 +47,22 @@ class MomentumSettings:
     def of(cls, lr: float, momentum: float, weight_decay: float, keep_sign: bool = False) -> MomentumSettings:
         """The settings, rounded to float32."""
         return cls(*(float(np.float32(value)) for value in (lr, momentum, weight_decay)), keep_sign=keep_sign)
+
+
+@dataclass(frozen=True)
+class LionSettings:
+    """c = beta1*m + (1-beta1)*g; p <- decay*p - lr*sign(c); m <- beta2*m + (1-beta2)*g."""
+
+    beta1: float
+    one_minus_beta1: float
+    beta2: float
+    one_minus_beta2: float
+    decay: float
+    lr: float
+    keep_sign: bool
+
+    @classmethod
+    def of(cls, lr: float, beta1: float, beta2: float, weight_decay: float, keep_sign: bool = False) -> LionSettings:
+        """The settings, rounded to float32; decay = 1 - lr*weight_decay."""
+        scalars = (beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay, lr)
+        return cls(*(float(np.float32(value)) for value in scalars), keep_sign=keep_sign)

@@ -44,6 +44,14 @@ def momentum(p: Array, g: Array, m: Array, *, lr: float, momentum: float, weight
     return p - lr * m, m
 
 
+def lion(p: Array, g: Array, m: Array, *, lr: float, beta1: float, beta2: float,
+         weight_decay: float) -> tuple[Array, Array]:
+    """(p, m) after one step of Lion from an exact state, float64."""
+    p, g, m = (np.asarray(item, np.float64) for item in (p, g, m))
+    direction = np.sign(m + (1 - beta1) * (g - m))
+    return p - lr * (direction + weight_decay * p), m + (1 - beta2) * (g - m)
+
+
 def relative_error_bound(code: Array) -> float:
     """The largest |dequantised - x| / absmax of a block: half the widest gap, or the distance to -1 or 1."""
     code = np.asarray(code, np.float64)
