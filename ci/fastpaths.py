@@ -51,12 +51,11 @@ class Row:
 def softmax_calls(rows: int, n: int, threads: int | str, rivals: tuple[str, ...]) -> Calls:
     """Our two-pass softmax and ``rivals`` on one input."""
     import numpy as np
+    import torch
 
     from harness.run.measure.threads import thread_count
     from reference.kernels.softmax import numba_cpu, truth
     from suites.softmax.two_pass_softmax.arms import Tensors, _torch, draw, written
-
-    import torch
 
     torch.set_flush_denormal(True)
     count = thread_count(threads)
@@ -189,8 +188,8 @@ ROWS = (
       for r, n in ((4096, 128), (256, 32000))),
     Row("quantize 2^24 1: bitsandbytes", quantize_calls, {"n": 2**24, "what": "quantize"}, 1, 6.0),
     Row("dequantize 2^24 1: bitsandbytes", quantize_calls, {"n": 2**24, "what": "dequantize"}, 1, 3.0),
-    *(Row(f"AdamW8bit step {n // 10**6}M 1: bitsandbytes", step_calls, {"n": n, "rivals": ("bitsandbytes_8bit",)}, 1, 10.0)
-      for n in (4 * 10**6, 5 * 10**7)),
+    *(Row(f"AdamW8bit step {n // 10**6}M 1: bitsandbytes", step_calls,
+          {"n": n, "rivals": ("bitsandbytes_8bit",)}, 1, 10.0) for n in (4 * 10**6, 5 * 10**7)),
     *(Row(f"AdamW8bit step {n // 10**6}M all: torch AdamW fused float32", step_calls,
           {"n": n, "rivals": ("torch_fused",)}, "all", 0.6) for n in (4 * 10**6, 5 * 10**7)),
     Row("GaLore step 2048x2048 r512 1: eager torch", lowrank_calls, {"m": 2048, "n": 2048, "rank": 512}, 1, 1.2),
@@ -248,8 +247,8 @@ def main() -> int:
             continue
         word = "met  " if found["ratio"] >= row.target else "BELOW"
         times = ", ".join(f"{name} {ns / 1e6:.3g} ms" for name, ns in found["ns"].items())
-        print(f"{word} {found['ratio']:6.2f} [{found['low']:.2f}, {found['high']:.2f}]  >= {row.target:<4} {row.name}  ({times})",
-              flush=True)
+        spread = f"[{found['low']:.2f}, {found['high']:.2f}]"
+        print(f"{word} {found['ratio']:6.2f} {spread:<14} >= {row.target:<4} {row.name}  ({times})", flush=True)
     return 1 if below else 0
 
 
