@@ -47,7 +47,9 @@ class Arm:
     ``buffers(*inputs)`` allocates them outside the timing; None takes the problem's. With ``in_place`` the buffers
     carry state that ``run`` updates, so they are made afresh before each check instead of being poisoned.
     ``outputs(*buffers)`` picks what is compared with the truth. ``bytes_moved`` and ``flops`` are the cost model of
-    one call. ``tolerance`` overrides the problem's.
+    one call. ``workspace_bytes`` is what a call may allocate beside its inputs, its buffers and the result that it
+    returns: recorded beside the measured peak, and checked by ``litmus validate``; None promises nothing.
+    ``tolerance`` overrides the problem's. On CUDA ``run`` puts its work on torch's current stream, or joins it there.
     """
 
     run: Callable[..., Any]
@@ -58,6 +60,7 @@ class Arm:
     in_place: bool = False
     checked: bool = True
     tolerance: float | None = None
+    workspace_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Suite:
         return self.artefacts.get(self.name, name, config, build)
 
     def uses_data(self, name: str, digest: str) -> None:
-        """Say inside a trial which data set it draws on; the digest goes into the record.
+        """Say inside a trial or a speed function which data set it draws on; the digest goes into the record.
 
         Records with different digests are not comparable: offline text, for example, depends on the interpreter.
         """

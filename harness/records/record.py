@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+Cache = Literal["cold", "warm"]
 Status = Literal["ok", "wrong", "timeout", "oom", "crashed", "throttled", "skipped"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
@@ -32,6 +33,12 @@ class Record:
 
     ``metrics`` holds a trial's numbers and series (list values). ``reason`` explains every status but ``ok``.
     ``code`` is the hash of the suite's files and of what they import, ``data`` of the data set if the suite gave one.
+
+    ``samples`` are what is judged. On CUDA they were taken with the device's L2 cache as ``cache`` says, and
+    ``other_samples`` hold the other state from the same rounds; on a CPU ``cache`` is None and there are no others.
+    ``how`` says how they were taken on CUDA: the timer, clocks, dropped rounds (see ``harness.run.measure.cuda``).
+    ``peak_bytes`` is what one call needed at its peak beyond what was there before it, on the device for CUDA; the arm
+    declares ``workspace_bytes`` of it, and ``returned_bytes`` are the fresh arrays that the call returned.
     """
 
     cell: str
@@ -60,6 +67,11 @@ class Record:
     flops: float = 0.0
     error: float | None = None
     tolerance: float | None = None
+    workspace_bytes: float | None = None
+    returned_bytes: int = 0
+    cache: Cache | None = None
+    other_samples: Samples = field(default_factory=Samples)
+    how: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     stderr_tail: str = ""
     repro: str = ""
@@ -75,13 +87,18 @@ class Record:
         data = json.loads(line)
         if not isinstance(data, dict):
             raise ValueError("a record is a JSON object")
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Record:
+        """The inverse of ``asdict``; what an older record lacks is absent. Raises ValueError on anything else."""
         unknown = set(data) - {item.name for item in fields(cls)}
         if unknown:
             raise ValueError(f"unknown record keys: {sorted(unknown)}")
         if data.get("status") not in STATUSES:
             raise ValueError(f"unknown status {data.get('status')!r}")
         try:
-            data["samples"] = Samples(**data.get("samples", {}))
-            return cls(**data)
+            timings = {name: Samples(**data.get(name, {})) for name in ("samples", "other_samples")}
+            return cls(**{**data, **timings})
         except TypeError as error:
             raise ValueError(str(error)) from error

@@ -1,7 +1,8 @@
 """``records.parquet``: the records of a run as a table with an explicit schema and a version.
 
-One row per record. ``point``, ``tuned`` and ``metrics`` are JSON text (non-finite numbers are kept as NaN, Infinity,
--Infinity). The samples are list columns. Short, repeated texts are dictionary-encoded.
+One row per record. ``point``, ``tuned``, ``metrics`` and ``how`` are JSON text (non-finite numbers are kept as NaN,
+Infinity, -Infinity). The samples are list columns. Short, repeated texts are dictionary-encoded. A file of an older
+version lacks the columns that came later; they are read as what was true then.
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
 
 RECORDS_FILE = "records.parquet"
 VERSION_KEY = b"litmus.schema_version"
-JSON_COLUMNS = ("point", "metrics", "tuned")
+JSON_COLUMNS = ("point", "metrics", "tuned", "how")
 SAMPLE_COLUMNS = tuple(f"samples_{item.name}" for item in fields(Samples))
-COLUMNS = tuple(item.name for item in fields(Record) if item.name != "samples") + SAMPLE_COLUMNS
-DEFAULT_COLUMNS = tuple(name for name in COLUMNS if name not in (*SAMPLE_COLUMNS, "stderr_tail"))
+OTHER_SAMPLE_COLUMNS = tuple(f"other_{name}" for name in SAMPLE_COLUMNS)
+_LISTS = (*SAMPLE_COLUMNS, *OTHER_SAMPLE_COLUMNS)
+COLUMNS = tuple(item.name for item in fields(Record) if item.name not in ("samples", "other_samples")) + _LISTS
+DEFAULT_COLUMNS = tuple(name for name in COLUMNS if name not in (*_LISTS, "stderr_tail"))
 
 _REPEATED = ("cell", "suite", "experiment", "kind", "arm", "point", "device", "profile", "status", "code", "reason",
-             "tuned", "data", "repro")
-_PLAIN_TEXT = ("metrics", "stderr_tail")
-_REAL = ("started_at", "bytes_moved", "flops", "error", "tolerance")
+             "tuned", "data", "repro", "cache")
+_PLAIN_TEXT = ("metrics", "how", "stderr_tail")
+_REAL = ("started_at", "bytes_moved", "flops", "error", "tolerance", "workspace_bytes")
+# What each version added, and what a file of before holds instead.
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {"workspace_bytes": None, "returned_bytes": 0, "cache": None, "how": "{}",
+        **{name: [] for name in OTHER_SAMPLE_COLUMNS}},
+}
 _ROWS_PER_BATCH = 20_000
 
 
@@ -41,7 +49,7 @@ def schema() -> Any:
     import pyarrow as pa
 
     def kind(name: str) -> Any:
-        if name in SAMPLE_COLUMNS:
+        if name in _LISTS:
             return pa.list_(pa.int64())
         if name in _REPEATED:
             return pa.dictionary(pa.int32(), pa.string())
@@ -71,8 +79,9 @@ def _to_table(batch: Sequence[Record]) -> Any:
     import pyarrow as pa
 
     def values(name: str) -> list[Any]:
-        if name in SAMPLE_COLUMNS:
-            return [getattr(record.samples, name.removeprefix("samples_")) for record in batch]
+        if name in _LISTS:
+            timings, _, column = name.rpartition("samples_")
+            return [getattr(getattr(record, f"{timings}samples"), column) for record in batch]
         if name in JSON_COLUMNS:
             return [json.dumps(dict(getattr(record, name)), separators=(",", ":")) for record in batch]
         return [getattr(record, name) for record in batch]
@@ -99,13 +108,17 @@ def load_records(path: Path, columns: Sequence[str] | None = None) -> pd.DataFra
             raise LitmusError("records have no such column", where=path, key=name, expected=did_you_mean(name, COLUMNS))
     try:
         with pq.ParquetFile(path, memory_map=False) as file:
-            _refuse_other_schema(path, file.schema_arrow)
-            table = file.read(columns=wanted).select(wanted)
+            later = _added_later(path, file.schema_arrow)
+            table = file.read(columns=[name for name in wanted if name not in later])
     except FileNotFoundError as error:
         raise _refuse(path, "there are no records here") from error
     except (pa.ArrowException, OSError) as error:
         raise _refuse(path, "not a parquet file", str(error).splitlines()[0][:200]) from error
-    return _to_pandas(table)
+    for name in wanted:
+        if name in later:
+            field = schema().field(name)
+            table = table.append_column(field, pa.array([later[name]] * table.num_rows, type=field.type))
+    return _to_pandas(table.select(wanted))
 
 
 def _to_pandas(table: Any) -> pd.DataFrame:
@@ -117,19 +130,25 @@ def _to_pandas(table: Any) -> pd.DataFrame:
     return table.to_pandas(types_mapper={pa.string(): pd.ArrowDtype(pa.string())}.get)  # type: ignore[no-any-return]
 
 
-def _refuse_other_schema(path: Path, found: Any) -> None:
+def _added_later(path: Path, found: Any) -> dict[str, Any]:
+    """The columns that came after this file's version, with their values. Raises LitmusError for another schema."""
     version = (found.metadata or {}).get(VERSION_KEY, b"")
     if not version.isdigit():
         raise _refuse(path, "a parquet file, but not one of Litmus")
     if int(version) > SCHEMA_VERSION:
         raise LitmusError("the records are of a newer schema", where=path, key="schema_version", value=int(version),
                           expected=f"at most {SCHEMA_VERSION}", next_step="update Litmus, or run again with this one")
+    later = {name: value for added, columns in _ADDED.items() if added > int(version)
+             for name, value in columns.items()}
     for field in schema():
         index = found.get_field_index(field.name)
+        if index < 0 and field.name in later:
+            continue
         if index < 0:
             raise _refuse(path, f"the records lack the column '{field.name}'")
         if found.field(index).type != field.type:
             raise _refuse(path, f"the column '{field.name}' has another type", str(found.field(index).type))
+    return {name: value for name, value in later.items() if found.get_field_index(name) < 0}
 
 
 def _refuse(path: Path, problem: str, value: str | None = None) -> LitmusError:

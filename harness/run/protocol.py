@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from harness.plan.cell import Cell
-from harness.records.record import Record, Samples, Status
+from harness.records.record import Record, Status
 
 Task = Literal["trial", "speed", "ceilings", "judge", "inspect", "oracle"]
 PREPARE_LIMIT_S = 900.0
@@ -143,7 +143,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
 def record_from(data: dict[str, Any]) -> Record:
     """A Record from a message's ``record`` value."""
-    return Record(**{**data, "samples": Samples(**data["samples"])})
+    return Record.from_dict(data)
 
 
 class Lines:

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.errors import LitmusError
-from harness.records.record import Record, Samples
+from harness.records.record import STATUSES, Record, Samples
 from harness.records.store import (
     COLUMNS,
     DEFAULT_COLUMNS,
@@ -25,7 +26,7 @@ from harness.records.store import (
     write_run_info,
     write_verdicts,
 )
-from harness.records.table import schema
+from harness.records.table import OTHER_SAMPLE_COLUMNS, schema
 
 
 def record(**changes):
@@ -54,20 +55,24 @@ def verdict(suite="fam/slug", claim="c", word="supported"):
 
 def test_every_field_survives_the_round_trip(tmp_path):
     samples = Samples([0, 0], [0, 1], [0, 1], [3, 4], [100, 2**40])
+    others = Samples([1, 1], [2, 3], [1, 0], [5, 6], [7, 8])
     full = record(
         kind="speed", reason="r", started_at=1.5, elapsed_ns=7, prepare_ns=8, first_call_ns=9, peak_bytes=10,
         metrics={"loss": 0.1, "curve": [1.0, 2.0]}, tuned={"lr": 0.01}, samples=samples, input_bytes=11,
         bytes_moved=1.5, flops=2.5, error=1e-9, tolerance=1e-6, data="d", stderr_tail="tail", repro="litmus repro c0",
-        attempt=2,
+        attempt=2, workspace_bytes=12.0, returned_bytes=13, cache="cold", other_samples=others,
+        how={"timer": "t", "processes": [{"dropped_rounds": 1}]},
     )
+    assert Record.from_json(full.to_json()) == full
     write_records(tmp_path, [full])
     row = load_records(tmp_path, COLUMNS).iloc[0]
     for name in COLUMNS:
-        expected = getattr(samples, name[8:]) if name.startswith("samples_") else getattr(full, name)
+        timings, _, column = name.rpartition("samples_")
+        expected = getattr(others if timings else samples, column) if "samples_" in name else getattr(full, name)
         found = row[name]
-        if name in ("point", "metrics", "tuned"):
+        if name in ("point", "metrics", "tuned", "how"):
             found = json.loads(found)
-        elif name.startswith("samples_"):
+        elif "samples_" in name:
             found = list(found)
         assert found == expected, name
 
@@ -160,6 +165,50 @@ def test_other_files_are_refused_by_name_with_the_next_step(tmp_path, make, mess
         load_records(tmp_path)
     assert caught.value.where == tmp_path / "records.parquet"
     assert caught.value.expected and caught.value.next_step
+
+
+NEW = ["workspace_bytes", "returned_bytes", "cache", "how", *OTHER_SAMPLE_COLUMNS]
+
+
+def _as_version_1(path):
+    table = pq.read_table(path).drop_columns(NEW)
+    pq.write_table(table.replace_schema_metadata({b"litmus.schema_version": b"1"}), path)
+
+
+def test_records_of_an_older_version_are_read_as_what_was_true_then(tmp_path):
+    path = write_records(tmp_path, [record(arm="a", samples=Samples([0], [0], [0], [1], [9])), record(arm="b")])
+    _as_version_1(path)
+    table = load_records(tmp_path, COLUMNS)
+    assert list(table.columns) == list(COLUMNS)
+    assert table["arm"].tolist() == ["a", "b"]
+    assert [list(times) for times in table["samples_elapsed_ns"]] == [[9], []]
+    assert table["returned_bytes"].tolist() == [0, 0]
+    assert table["how"].tolist() == ["{}", "{}"]
+    assert table["cache"].isna().all() and table["workspace_bytes"].isna().all()
+    assert [list(times) for times in table["other_samples_elapsed_ns"]] == [[], []]
+    assert list(load_records(tmp_path, ["how", "arm"]).columns) == ["how", "arm"]
+
+
+def test_a_new_column_may_be_absent_from_an_older_version_only(tmp_path):
+    _other_parquet(tmp_path / "records.parquet", drop="returned_bytes", version=b"1")
+    assert len(load_records(tmp_path, ["returned_bytes"])) == 0
+    _other_parquet(tmp_path / "records.parquet", drop="returned_bytes", version=b"2")
+    with pytest.raises(LitmusError, match="lack the column 'returned_bytes'"):
+        load_records(tmp_path)
+
+
+def test_a_journal_line_of_an_older_version_is_read(tmp_path):
+    line = json.loads(record(cell="c7").to_json())
+    for name in ("workspace_bytes", "returned_bytes", "cache", "other_samples", "how"):
+        del line[name]
+    assert Record.from_json(json.dumps(line)) == record(cell="c7")
+
+
+def test_the_committed_runs_load():
+    runs = find_runs(Path(__file__).resolve().parents[3])
+    assert runs
+    for run in runs:
+        assert set(run.records(["status"])["status"]) <= set(STATUSES)
 
 
 def test_a_torn_parquet_file_is_refused(tmp_path):
