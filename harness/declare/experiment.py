@@ -30,11 +30,16 @@ class Metric(Model):
 
 
 class Measure(Model):
-    """How a speed cell is timed: fresh processes x interleaved rounds, each sample at least ``min_sample_ms`` long."""
+    """How a speed cell is timed: fresh processes x interleaved rounds, each sample at least ``min_sample_ms`` long.
+
+    On CUDA every call is timed with a flushed (``cold``) and an unflushed L2 (``warm``); ``cache`` says which times are
+    judged, the others are recorded beside them. It means nothing on a CPU.
+    """
 
     processes: int = Field(default=3, ge=1, le=50)
     rounds: int = Field(default=8, ge=2, le=1000)
     min_sample_ms: float = Field(default=5.0, gt=0, le=10_000)
+    cache: Literal["cold", "warm"] = "cold"
 
 
 class Tune(Model):

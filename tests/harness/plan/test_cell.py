@@ -88,3 +88,16 @@ def test_a_cell_survives_the_workers_protocol(point, seed):
 
 def test_the_id_is_stable_between_releases():
     assert a_cell().id == replace(a_cell()).id == "c689ef61638a604a"
+
+
+def test_the_cache_state_is_part_of_the_question_on_cuda_only():
+    warm, cold = Measure(cache="warm"), Measure()
+    assert a_cell(kind="speed", measure=warm).id == a_cell(kind="speed", measure=cold).id
+    on_gpu = {"kind": "speed", "device": "cuda:0"}
+    assert a_cell(**on_gpu, measure=warm).id != a_cell(**on_gpu, measure=cold).id
+    assert Cell.from_json(a_cell(**on_gpu, measure=warm).to_json()).measure.cache == "warm"
+
+
+def test_a_speed_cells_id_on_a_cpu_has_not_changed_with_cuda():
+    """Stored runs are resumed and reproduced by it."""
+    assert a_cell(kind="speed").id == "bcab393f98b01404"
