@@ -6,12 +6,13 @@ import hashlib
 import os
 import platform
 import re
-import sys
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from harness.plan.gpus import visible_gpus
 
 _LIBRARIES = ("torch", "numpy", "numba", "scipy", "scikit-learn", "triton", "bitsandbytes")
 _SIMD = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
@@ -20,11 +21,18 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class Device:
-    """One place to run: ``cpu`` or ``cuda:i``, with its name and memory in bytes."""
+    """One place to run: ``cpu`` or ``cuda:i`` (torch's own number in a worker), with its name and memory in bytes.
+
+    The rest is known of a CUDA device only. ``uuid`` finds it again in NVML and stays on this machine.
+    """
 
     id: str
     name: str
     memory_bytes: int
+    compute_capability: str | None = None
+    l2_bytes: int | None = None
+    driver: str | None = None
+    uuid: str | None = None
 
     @property
     def kind(self) -> str:
@@ -61,8 +69,15 @@ class Machine:
         return {**self.caches, "cores": self.cores, "memory": self.memory_bytes}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, with the key, as stored in ``run.json``."""
-        return {"key": self.key, **asdict(self)}
+        """Everything but serial numbers, with the key, as stored in ``run.json``."""
+        found = {"key": self.key, **asdict(self)}
+        found["devices"] = [{name: value for name, value in asdict(device).items()
+                             if name != "uuid" and value is not None} for device in self.devices]
+        return found
+
+    def device(self, name: str) -> Device | None:
+        """The device with this id, None where it is not there."""
+        return next((device for device in self.devices if device.id == name), None)
 
 
 @lru_cache(maxsize=1)
@@ -127,20 +142,7 @@ def _caches() -> dict[str, int]:
 
 
 def _cuda_devices() -> tuple[Device, ...]:
-    if sys.platform not in ("linux", "win32"):
-        return ()
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    devices = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = pynvml.nvmlDeviceGetName(handle)
-        devices.append(Device(f"cuda:{index}", name if isinstance(name, str) else name.decode(),
-                              int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)))
-    return tuple(devices)
+    return tuple(
+        Device(f"cuda:{index}", gpu.name, gpu.memory_bytes, gpu.compute_capability, gpu.l2_bytes, gpu.driver, gpu.uuid)
+        for index, gpu in enumerate(visible_gpus(os.environ))
+    )

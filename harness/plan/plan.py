@@ -111,7 +111,7 @@ def _suite_cells(
             missing = [arm for arm in declared.tune.grid if tuned.values(name, arm) is None]
             if missing:
                 reason = f"not tuned: run 'litmus tune {entry.slug}:{name}' (arms {', '.join(missing)})"
-        for device in _devices_of(experiment, devices):
+        for device in _devices_of(experiment, devices, request):
             for point, seed in _points(experiment, request):
                 if not any(_takes_point(selector, point) for selector in taking):
                     continue
@@ -124,8 +124,10 @@ def _suite_cells(
                 ), reason
 
 
-def _devices_of(experiment: Experiment, devices: Sequence[str]) -> list[str]:
-    return [device for device in devices if device.split(":")[0] in experiment.devices]
+def _devices_of(experiment: Experiment, devices: Sequence[str], request: Request) -> list[str]:
+    """Those of ``devices`` that the experiment is for; by default also the kind that it needs and nobody has here."""
+    found = [device for device in devices if device.split(":")[0] in experiment.devices]
+    return found or (list(experiment.devices) if request.devices == ("auto",) else [])
 
 
 def _points(experiment: Experiment, request: Request) -> Iterator[tuple[dict[str, Any], int]]:
@@ -141,11 +143,23 @@ def _takes_point(selector: Selector, point: dict[str, Any]) -> bool:
 
 
 def _unfit(cell: Cell, machine: Machine) -> str | None:
-    if cell.device not in [device.id for device in machine.devices]:
-        return f"no device {cell.device} on this machine"
-    if cell.memory_gib * 2**30 > 0.9 * machine.memory_bytes:
-        return f"needs {cell.memory_gib:g} GiB, the machine has {machine.memory_bytes / 2**30:.0f} GiB"
+    device = machine.device(cell.device)
+    if device is None:
+        return _absent(cell.device, machine)
+    place, memory_bytes = (
+        ("the machine", machine.memory_bytes) if device.kind == "cpu" else (device.id, device.memory_bytes)
+    )
+    if cell.memory_gib * 2**30 > 0.9 * memory_bytes:
+        return f"needs {cell.memory_gib:g} GiB, {place} has {memory_bytes / 2**30:.0f} GiB"
     threads = cell.point.get("threads")
     if isinstance(threads, int) and threads > machine.cores:
         return f"needs {threads} threads, the machine has {machine.cores} cores"
     return None
+
+
+def _absent(device: str, machine: Machine) -> str:
+    """Why nothing runs on ``device`` here."""
+    visible = [item.id for item in machine.devices if item.kind == "cuda"]
+    if visible:
+        return f"no device {device} on this machine: it has {', '.join(visible)}"
+    return f"no CUDA device is visible on this machine, so nothing runs on {device} (see: litmus doctor)"
