@@ -1,14 +1,44 @@
-"""Softmax over the last axis by the algorithms of "The Two-Pass Softmax Algorithm" (arXiv 2001.04438).
+"""Softmax, log-softmax and log-sum-exp over the last axis by the algorithms of "The Two-Pass Softmax Algorithm".
 
-``two_pass`` reads the input twice and holds e^x as p * 2^n, so that no maximum is needed; ``three_pass_recompute`` and
-``three_pass_reload`` are the paper's baselines; ``online`` keeps a running maximum. All share one polynomial exp.
+``two_pass`` (arXiv 2001.04438) reads the input twice and holds e^x as p * 2^n, so that no maximum is needed;
+``three_pass_recompute`` and ``three_pass_reload`` are the paper's baselines; ``online`` keeps a running maximum. All
+share one polynomial exp.
+
+Every backend module (``numba_cpu``, ``eager``, ``triton_gpu``, ``cuda_gpu``) has these three functions; what they get
+has been checked, is not empty and is contiguous; ``threads`` is None or at least 1 and means nothing on a GPU:
+
+    softmax(x, out, algorithm, threads) -> None       x, out (rows, n); out is x itself or shares no memory with it
+    log_softmax(x, out, algorithm, threads) -> None   the same
+    log_sum_exp(x, out, algorithm, threads) -> None   x (rows, n), out (rows,)
+
+``x`` and ``out`` are torch tensors of the same type, float32, float16 or bfloat16, on one device (``numba_cpu`` takes
+numpy arrays too).
+
+The rules, in every backend and algorithm (as torch has them):
+
+- -inf is a masked element: its softmax is exactly 0, its log-softmax -inf, and the rest is as if it were not there.
+- A row of nothing but -inf, and one that holds NaN or +inf, is NaN throughout in softmax and log-softmax.
+- Log-sum-exp of a row is NaN where it holds NaN, else +inf where it holds +inf, else -inf where all is masked.
+- n = 0: softmax and log-softmax are empty, log-sum-exp is -inf.
+
+The errors: computing is done in float32 with sums in float64, and rounded once to the type of ``x`` at the end
+(``three_pass_reload`` rounds the terms it stores as well, so halves are rounded twice there).
+
+- softmax above 2^-100: within 8 units of 2^-24 for ``two_pass``; the others round x - max first, which adds half a unit
+  in the last place of the largest difference (at most 64 units of 2^-24 where it counts). Below 2^-128 it is 0.
+- log-softmax: within 8 units of 2^-24 * max(1, |value|).
+- log-sum-exp: within 8 units of 2^-24 * max(1, |value|).
+- Halves add half a unit in their own last place; ``three_pass_reload`` 1.5.
 """
 
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from reference.kernels.backend import BACKENDS, choose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,78 +46,144 @@ if TYPE_CHECKING:
 
     Array = np.ndarray | torch.Tensor
 
-BACKENDS = ("numba", "eager")
+__all__ = ["ALGORITHMS", "BACKENDS", "log_softmax", "log_sum_exp", "softmax"]
+
 ALGORITHMS = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
+TYPES = ("float32", "float16", "bfloat16")
+_MODULES = {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cuda": "cuda_gpu"}
+_SOURCE = Path(__file__).with_name("softmax.cu")
+# Why an algorithm is not one of the function.
+_WITHOUT_RELOAD = {
+    "log_softmax": "three_pass_reload has no meaning for log_softmax: the last pass needs no exponential to reload",
+    "log_sum_exp": "three_pass_reload has no meaning for log_sum_exp: no term is stored that could be reloaded",
+}
 
 
 def softmax(
-    x: Array, out: Array | None = None, *, algorithm: str = "two_pass", backend: str = "numba",
+    x: Array, out: Array | None = None, *, algorithm: str = "two_pass", backend: str = "auto",
     threads: int | None = None,
 ) -> Array:
-    """softmax(x) over the last axis of a 1-D or (rows, n) float32 numpy array or CPU tensor.
+    """softmax(x) over the last axis of a 1-D or (rows, n) array (float32, float16) or tensor (also bfloat16).
 
-    Returns ``out`` (same kind, shape and type as ``x``; allocated when None, never ``x`` itself). Outputs above 2^-100
-    are within a few units of 2^-24 of the exact value; those below 2^-128 are 0. As in torch: -inf gives 0, a row of
-    nothing but -inf gives NaN, and so does a row with NaN or +inf. n = 0 gives an empty result. ``threads`` None takes
-    the library's setting. Raises ValueError for an unknown backend or algorithm, a wrong shape or memory that is not
-    C-contiguous, TypeError for another type.
+    Returns ``out``: of the same kind, shape, type and device as ``x``, allocated when None; ``x`` itself or memory that
+    shares none of its own. Special values and errors are as the module says. ``backend`` is one of ``BACKENDS`` or
+    ``auto``, the best one on the device of ``x``; ``threads`` None takes the library's setting. Tensors are detached.
+
+    Raises ValueError for an unknown backend or algorithm, a wrong shape, memory that is not C-contiguous or overlaps in
+    part, TypeError for another type, BackendMissing for a backend that cannot run on the device of ``x``.
     """
-    if backend not in BACKENDS:
+    return _run("softmax", x, out, algorithm, backend, threads)
+
+
+def log_softmax(
+    x: Array, out: Array | None = None, *, algorithm: str = "two_pass", backend: str = "auto",
+    threads: int | None = None,
+) -> Array:
+    """x - ln(sum(e^x)) over the last axis; takes, returns and refuses what :func:`softmax` does.
+
+    ``three_pass_reload`` is refused: the last pass subtracts from x, there is no exponential that it could reload.
+    """
+    return _run("log_softmax", x, out, algorithm, backend, threads)
+
+
+def log_sum_exp(
+    x: Array, out: Array | None = None, *, algorithm: str = "two_pass", backend: str = "auto",
+    threads: int | None = None,
+) -> Array:
+    """ln(sum(e^x)) over the last axis of a 1-D or (rows, n) array or tensor: 0-D or (rows,), of the type of ``x``.
+
+    A single sweep for ``two_pass`` and ``online``, two for ``three_pass_recompute``; ``three_pass_reload`` is refused,
+    since nothing is stored. Otherwise as :func:`softmax`, but that ``out`` must share no memory with ``x``.
+    """
+    return _run("log_sum_exp", x, out, algorithm, backend, threads)
+
+
+def _run(op: str, x: Any, out: Any, algorithm: str, backend: str, threads: int | None) -> Any:
+    if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
+    if algorithm == "three_pass_reload" and op in _WITHOUT_RELOAD:
+        raise ValueError(_WITHOUT_RELOAD[op])
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     _check("x", x)
-    if out is None:
-        out = _empty_like(x)
-    else:
-        _check("out", out)
-        if type(out) is not type(x) or out.shape != x.shape:
-            raise ValueError(f"out must be like x: {type(x).__name__} of shape {tuple(x.shape)}")
-    if 0 in x.shape:
+    if x.ndim not in (1, 2):
+        raise ValueError(f"x must be 1-D or (rows, n), not {x.ndim}-D")
+    shape = tuple(x.shape[:-1]) if op == "log_sum_exp" else tuple(x.shape)
+    out = _empty(shape, x) if out is None else _check_out(out, shape, x)
+    _check_memory(x, out, op != "log_sum_exp")
+    chosen = choose(backend, str(x.device) if _is_tensor(x) else "cpu", _SOURCE)
+    rows, n = (1, x.shape[0]) if x.ndim == 1 else x.shape
+    if rows == 0 or n == 0:
+        if op == "log_sum_exp":
+            out[...] = -float("inf")
         return out
-    rows = (1, x.shape[0]) if x.ndim == 1 else tuple(x.shape)
-    convert = _to_torch if backend == "eager" else _to_numpy
-    _module(backend).softmax(convert(x).reshape(rows), convert(out).reshape(rows), algorithm, threads)
+    convert = _to_plain if chosen == "numba" else _to_torch
+    source, target = convert(x).reshape(rows, n), convert(out)
+    target = target.reshape(rows) if op == "log_sum_exp" else target.reshape(rows, n)
+    getattr(import_module(f"{__name__}.{_MODULES[chosen]}"), op)(source, target, algorithm, threads)
     return out
-
-
-def _module(backend: str) -> ModuleType:
-    if backend == "eager":
-        from reference.kernels.softmax import eager
-
-        return eager
-    from reference.kernels.softmax import numba_cpu
-
-    return numba_cpu
 
 
 def _is_tensor(x: Any) -> bool:
     return "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
 
 
+def _type(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
 def _check(name: str, x: Any) -> None:
     if not _is_tensor(x) and type(x).__name__ != "ndarray":
         raise TypeError(f"{name} must be a numpy array or a torch tensor, not {type(x).__name__}")
-    if str(x.dtype).removeprefix("torch.") != "float32":
-        raise TypeError(f"{name} must be float32, not {x.dtype}")
-    if x.ndim not in (1, 2):
-        raise ValueError(f"{name} must be 1-D or (rows, n), not {x.ndim}-D")
-    if _is_tensor(x) and x.device.type != "cpu":
-        raise ValueError(f"{name} must be on the CPU, not on {x.device}")
+    if _type(x) not in TYPES:
+        raise TypeError(f"{name} must be {', '.join(TYPES[:-1])} or {TYPES[-1]}, not {x.dtype}")
+    if _is_tensor(x) and x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} must be on the CPU or on a CUDA device, not on {x.device}")
     if not (x.is_contiguous() if _is_tensor(x) else x.flags.c_contiguous):
-        raise ValueError(f"{name} must be C-contiguous")
+        raise ValueError(f"{name} must be C-contiguous; it has shape {tuple(x.shape)} and other strides")
 
 
-def _empty_like(x: Any) -> Any:
+def _check_out(out: Any, shape: tuple[int, ...], x: Any) -> Any:
+    _check("out", out)
+    device = f" on {x.device}" if _is_tensor(x) else ""
+    if (
+        _is_tensor(out) is not _is_tensor(x) or tuple(out.shape) != shape or out.dtype != x.dtype
+        or (_is_tensor(x) and out.device != x.device)
+    ):
+        kind = "torch tensor" if _is_tensor(x) else "numpy array"
+        raise ValueError(f"out must be a {kind} of {_type(x)} and shape {shape}{device}")
+    return out
+
+
+def _check_memory(x: Any, out: Any, in_place: bool) -> None:
+    begin, end = _extent(x)
+    out_begin, out_end = _extent(out)
+    if in_place and (begin, end) == (out_begin, out_end):
+        return
+    if max(begin, out_begin) < min(end, out_end):
+        rule = "be x itself or share no memory with it" if in_place else "share no memory with x"
+        raise ValueError(f"out must {rule}; they overlap")
+
+
+def _extent(x: Any) -> tuple[int, int]:
+    if _is_tensor(x):
+        return x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
+    begin = x.__array_interface__["data"][0]
+    return begin, begin + x.nbytes
+
+
+def _empty(shape: tuple[int, ...], x: Any) -> Any:
+    if _is_tensor(x):
+        return sys.modules["torch"].empty(shape, dtype=x.dtype, device=x.device)
     import numpy as np
 
-    return sys.modules["torch"].empty_like(x) if _is_tensor(x) else np.empty_like(x)
+    return np.empty(shape, x.dtype)
 
 
-def _to_numpy(x: Any) -> Any:
-    return x.detach().numpy() if _is_tensor(x) else x
+def _to_plain(x: Any) -> Any:
+    return x.detach() if _is_tensor(x) else x
 
 
 def _to_torch(x: Any) -> Any:

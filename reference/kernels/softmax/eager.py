@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -19,12 +23,44 @@ LARGEST_EXPONENT = 188_000.0
 
 
 def softmax(x: Tensor, out: Tensor, algorithm: str, threads: int | None) -> None:
-    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``; both float32."""
+    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``, which may be ``x``."""
+    with _threads(threads):
+        wide = x.float()
+        if algorithm == "two_pass":
+            y = _two_pass(wide)
+        elif algorithm == "online":
+            total, largest = _online_sum(wide)
+            y = _normalised(exp(wide - largest), total)
+        else:
+            y = _three_pass(wide)
+        out.copy_(y)
+
+
+def log_softmax(x: Tensor, out: Tensor, algorithm: str, threads: int | None) -> None:
+    """Write x - ln(sum(e^x)) over the last axis of ``x`` (rows, n) into ``out``, which may be ``x``."""
+    with _threads(threads):
+        wide = x.float()
+        high, low = _log_parts(wide, algorithm)
+        out.copy_((wide - high) - low)
+
+
+def log_sum_exp(x: Tensor, out: Tensor, algorithm: str, threads: int | None) -> None:
+    """Write ln(sum(e^x)) over the last axis of ``x`` (rows, n) into ``out`` (rows,)."""
+    with _threads(threads):
+        wide = x.float()
+        high, low = _log_parts(wide, algorithm)
+        found = (high.double() + low.double()).squeeze(-1)
+        largest = _largest(wide).squeeze(-1).double()
+        found = torch.where(largest.isinf() & ~wide.isnan().any(dim=-1), largest, found)
+        out.copy_(found)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        out.copy_({"two_pass": _two_pass, "online": _online, "three_pass_recompute": _three_pass,
-                   "three_pass_reload": _three_pass}[algorithm](x))
+        yield
     finally:
         torch.set_num_threads(before)
 
@@ -55,39 +91,69 @@ def exp(x: Tensor) -> Tensor:
     return p * weight(n)
 
 
-def _two_pass(x: Tensor) -> Tensor:
-    m = torch.zeros(x.shape[0], min(BLOCK, x.shape[1]), dtype=torch.float64)
-    e = torch.full(m.shape, round(LOWEST * LOG2E), dtype=torch.float32)
+def _extended_sum(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(m, e, inside) with m * 2^e = sum(e^x) for each row where ``inside`` says that the split is accurate."""
+    m = torch.zeros(x.shape[0], min(BLOCK, x.shape[1]), dtype=torch.float64, device=x.device)
+    e = torch.full(m.shape, round(LOWEST * LOG2E), dtype=torch.float32, device=x.device)
     for block in x.split(BLOCK, dim=-1):
         p, n = split(block.clamp_min(LOWEST))
         width = n.shape[1]
-        # fmax and fmin pass over NaN, which is in p as well and reaches the sum from there.
+        # fmax passes over NaN, which is in p as well and reaches the sum from there.
         raised = torch.fmax(e[:, :width], n)
         m[:, :width] = m[:, :width] * weight(e[:, :width] - raised) + p * weight(n - raised)
         e[:, :width] = raised
     largest = e.amax(dim=-1, keepdim=True)
     total = (m * weight(e - largest)).sum(dim=-1, keepdim=True)
+    return total, largest, (largest < LARGEST_EXPONENT) & (largest > -LARGEST_EXPONENT)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The maximum of each row with NaN passed over."""
+    return torch.where(x.isnan(), -torch.inf, x).amax(dim=-1, keepdim=True)
+
+
+def _online_sum(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(s, m) with m the largest element of a row and s = sum(e^(x - m)), block by block."""
+    s = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
+    m = torch.full((x.shape[0], 1), torch.finfo(torch.float32).min, device=x.device)
+    for block in x.split(BLOCK, dim=-1):
+        raised = torch.fmax(m, _largest(block))
+        s = s * exp(m - raised).double() + exp(block - raised).double().sum(dim=-1, keepdim=True)
+        m = raised
+    # exp makes e^(-inf - m) zero; only a row that is masked as a whole has no sum.
+    return torch.where(s == 0.0, torch.nan, s), m
+
+
+def _two_pass(x: Tensor) -> Tensor:
+    total, largest, inside = _extended_sum(x)
     r, k = _normaliser(total, largest)
     p, n = split(x.clamp_min(LOWEST))
     y = (p * r).float() * weight(n - k)
-    inside = (largest < LARGEST_EXPONENT) & (largest > -LARGEST_EXPONENT)
-    return torch.where(inside, y, y if bool(inside.all()) else _three_pass(x))
+    return y if bool(inside.all()) else torch.where(inside, y, _three_pass(x))
 
 
 def _three_pass(x: Tensor) -> Tensor:
-    shifted = x - torch.where(x.isnan(), -torch.inf, x).amax(dim=-1, keepdim=True)
-    terms = exp(shifted)
+    terms = exp(x - _largest(x))
     return _normalised(terms, terms.double().sum(dim=-1, keepdim=True))
 
 
-def _online(x: Tensor) -> Tensor:
-    s = torch.zeros(x.shape[0], 1, dtype=torch.float64)
-    m = torch.full((x.shape[0], 1), torch.finfo(torch.float32).min)
-    for block in x.split(BLOCK, dim=-1):
-        raised = torch.fmax(m, torch.where(block.isnan(), -torch.inf, block).amax(dim=-1, keepdim=True))
-        s = s * exp(m - raised).double() + exp(block - raised).double().sum(dim=-1, keepdim=True)
-        m = raised
-    return _normalised(exp(x - m), s)
+def _log_parts(x: Tensor, algorithm: str) -> tuple[Tensor, Tensor]:
+    """(high, low), float32 (rows, 1), whose sum is ln(sum(e^x)) to twice the precision; NaN for an undefined row."""
+    if algorithm == "online":
+        total, largest = _online_sum(x)
+        return largest, total.log().float()
+    if algorithm == "two_pass":
+        total, exponent, inside = _extended_sum(x)
+        if bool(inside.all()):
+            log = total.log() + exponent.double() * math.log(2.0)
+            return log.float(), (log - log.float()).float()
+        high, low = (torch.empty(x.shape[0], 1, device=x.device) for _ in range(2))
+        for name, rows in (("two_pass", inside.squeeze(-1)), ("three_pass_recompute", ~inside.squeeze(-1))):
+            if bool(rows.any()):
+                high[rows], low[rows] = _log_parts(x[rows], name)
+        return high, low
+    largest = _largest(x)
+    return largest, exp(x - largest).double().sum(dim=-1, keepdim=True).log().float()
 
 
 def _normalised(terms: Tensor, total: Tensor) -> Tensor:

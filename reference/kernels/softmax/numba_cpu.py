@@ -39,6 +39,7 @@ Kernel = Callable[[np.ndarray, np.ndarray], None]
 
 def softmax(x: np.ndarray, out: np.ndarray, algorithm: str, threads: int | None) -> None:
     """Write the softmax over the last axis of ``x`` (rows, n) into ``out``; both float32 and C-contiguous."""
+    x, out = (a if isinstance(a, np.ndarray) else a.numpy() for a in (x, out))
     with _pool_of(thread_count(threads)):
         bind(algorithm, x.shape[0], x.shape[1], thread_count(threads))(x, out)
 

@@ -10,7 +10,7 @@ import numpy as np
 from harness.declare.estimate_spec import Ratio
 from harness.declare.suite import Estimate, NotTestable, Point, Problem, Suite
 from harness.run.measure.threads import thread_count
-from reference.kernels.softmax import ALGORITHMS, BACKENDS, numba_cpu, softmax, truth
+from reference.kernels.softmax import ALGORITHMS, numba_cpu, softmax, truth
 from suites.softmax.two_pass_softmax.arms import passes_problem, softmax_problem
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _each(x: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [
         (f"{algorithm} ({backend})",
          softmax(x, np.full_like(x, np.nan), algorithm=algorithm, backend=backend, threads=threads))
-        for backend in BACKENDS for algorithm in ALGORITHMS for threads in (1, 2)
+        for backend in ("numba", "eager") for algorithm in ALGORITHMS for threads in (1, 2)
     ]
 
 

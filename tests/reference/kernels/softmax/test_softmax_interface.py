@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from reference.kernels.softmax import ALGORITHMS, BACKENDS, cost, numba_cpu, softmax
+from reference.kernels.softmax import ALGORITHMS, cost, numba_cpu, softmax
 
+BACKENDS = ("numba", "eager")
 X = np.linspace(-3.0, 3.0, 12, dtype=np.float32)
 
 
@@ -32,13 +33,13 @@ def test_empty_input_gives_empty_output(backend, shape):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"backend": "triton"}, ValueError, "unknown backend 'triton'; there are numba, eager"),
+        ({"backend": "xla"}, ValueError, "unknown backend 'xla'; there are numba, eager"),
         ({"algorithm": "four_pass"}, ValueError, "there are two_pass, three_pass_recompute"),
         ({"threads": 0}, ValueError, "threads must be at least 1"),
-        ({"out": np.empty(3, np.float32)}, ValueError, "out must be like x"),
-        ({"out": torch.empty(12)}, ValueError, "out must be like x"),
-        ({"out": np.empty(12, np.float64)}, TypeError, "out must be float32"),
-        ({"x": X.astype(np.float16)}, TypeError, "must be float32, not float16"),
+        ({"out": np.empty(3, np.float32)}, ValueError, "out must be a numpy array of float32"),
+        ({"out": torch.empty(12)}, ValueError, "out must be a numpy array of float32"),
+        ({"out": np.empty(12, np.float64)}, TypeError, "out must be float32, float16 or bfloat16"),
+        ({"x": X.astype(np.float64)}, TypeError, "x must be float32, float16 or bfloat16, not float64"),
         ({"x": X.tolist()}, TypeError, "must be a numpy array or a torch tensor"),
         ({"x": X.reshape(2, 2, 3)}, ValueError, "1-D or"),
         ({"x": X[::2]}, ValueError, "C-contiguous"),

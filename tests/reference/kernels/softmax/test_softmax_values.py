@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference.kernels.softmax import ALGORITHMS, BACKENDS, softmax, truth
+from reference.kernels.softmax import ALGORITHMS, softmax, truth
 
-KERNELS = [(backend, algorithm) for backend in BACKENDS for algorithm in ALGORITHMS]
+KERNELS = [(backend, algorithm) for backend in ("numba", "eager") for algorithm in ALGORITHMS]
 # x - max is rounded by all but two_pass: half an ulp of up to 128 is 64 units of 2^-24.
 ROUNDED_SHIFT = 72.0
 pytestmark = pytest.mark.parametrize(("backend", "algorithm"), KERNELS)
