@@ -36,7 +36,7 @@ def speed_figure(
     if len({row.arm for row in rows}) > 1:
         views.append(_speed_view("Against the fastest", rows, x, slots, "×", lambda row: row.relative, None))
     for view in views:
-        view["layout"]["shapes"] = view["layout"].get("shapes", []) + _cache_marks(rows, x, caches)
+        view["layout"]["shapes"] = view["layout"].get("shapes", []) + cache_marks(rows, x, caches)
     return {"title": panel.title, "views": views}
 
 
@@ -70,7 +70,7 @@ def _speed_view(
         xs = [float(row.point[x]) for row in own]
         data += _line(arm, slots[arm], xs, points, hover)
         heights += [item for point in points for item in point]
-    layout = {"xaxis": _x_axis([float(row.point[x]) for row in rows], x), "yaxis": _y_axis(heights, unit, name, True)}
+    layout = {"xaxis": x_axis([float(row.point[x]) for row in rows], x), "yaxis": y_axis(heights, unit, name, True)}
     shapes = [item for item in limit[0] if "xref" in item] if limit else []
     data += [item for item in limit[0] if "xref" not in item] if limit else []
     return {"name": name, "data": data, "layout": {**layout, "shapes": shapes}}
@@ -86,7 +86,7 @@ def _metric_view(metric: str, rows: Sequence[TrialRow], x: str, slots: Mapping[s
         data += _line(arm, slots[arm], [float(row.point[x]) for row in own], points, hover)
         heights += [item for row in own for item in (row.mean, *row.values)]
     return {"name": metric, "data": data, "layout": {
-        "xaxis": _x_axis([float(row.point[x]) for row in rows], x), "yaxis": _y_axis(heights, unit, metric, None)}}
+        "xaxis": x_axis([float(row.point[x]) for row in rows], x), "yaxis": y_axis(heights, unit, metric, None)}}
 
 
 def _curve_view(metric: str, rows: Sequence[CurveRow], slots: Mapping[str, int], unit: str) -> View:
@@ -101,7 +101,7 @@ def _curve_view(metric: str, rows: Sequence[CurveRow], slots: Mapping[str, int],
     last = max((row.step[-1] for row in rows if row.step), default=1)
     return {"name": metric, "data": data, "layout": {
         "xaxis": {"type": "linear", "range": [0, last], "title": {"text": "point of the series"}, "nticks": 6},
-        "yaxis": _y_axis(heights, unit, metric, None)}}
+        "yaxis": y_axis(heights, unit, metric, None)}}
 
 
 def _line(
@@ -111,9 +111,9 @@ def _line(
     kept = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
     band_x = [xs[index] for index in [*kept, *reversed(kept)]]
     band_y = [points[index][2] for index in kept] + [points[index][0] for index in reversed(kept)]
-    band = {"type": "scatter", "x": _short(band_x), "y": _short(band_y), "mode": "none", "fill": "toself",
+    band = {"type": "scatter", "x": short(band_x), "y": short(band_y), "mode": "none", "fill": "toself",
             "hoverinfo": "skip", "meta": {"role": "band", "slot": slot}}
-    line = {"type": "scatter", "x": _short(xs), "y": _short(point[1] for point in points), "name": arm,
+    line = {"type": "scatter", "x": short(xs), "y": short(point[1] for point in points), "name": arm,
             "mode": "lines+markers" if markers else "lines", "text": list(hover), "hoverinfo": "text",
             "meta": {"role": "line", "slot": slot}}
     return [band, line] if len(kept) > 1 else [line]
@@ -135,7 +135,7 @@ def _limit_line(
     xs = sorted(least)
     text = [f"roofline: the least time for {least[item][1]}<br>at the bandwidth and FLOP rate measured here"
             for item in xs]
-    trace = {"type": "scatter", "x": _short(xs), "y": _short(least[item][0] for item in xs), "mode": "lines",
+    trace = {"type": "scatter", "x": short(xs), "y": short(least[item][0] for item in xs), "mode": "lines",
              "name": "roofline", "text": text, "hoverinfo": "text", "meta": {"role": "limit"}}
     return [trace], [bound for bound, _ in least.values()]
 
@@ -151,7 +151,7 @@ def _bandwidth_band(limits: Limits | None) -> tuple[list[dict[str, Any]], list[f
     return [band], [low, high]
 
 
-def _cache_marks(rows: Sequence[SpeedRow], x: str, caches: Mapping[str, float]) -> list[dict[str, Any]]:
+def cache_marks(rows: Sequence[Any], x: str, caches: Mapping[str, float]) -> list[dict[str, Any]]:
     """Where the inputs outgrow a cache, by interpolating input bytes along x."""
     sizes = sorted({(float(row.point[x]), row.input_bytes) for row in rows if row.input_bytes > 0})
     marks = []
@@ -174,7 +174,8 @@ def _crossing(sizes: Sequence[tuple[float, float]], size: float | None) -> float
     return None
 
 
-def _x_axis(values: Sequence[float], name: str) -> dict[str, Any]:
+def x_axis(values: Sequence[float], name: str) -> dict[str, Any]:
+    """A horizontal axis with a tick at every value, logarithmic from a factor of four."""
     distinct = sorted(set(values))
     low, high = distinct[0], distinct[-1]
     title = {"text": name}
@@ -185,7 +186,7 @@ def _x_axis(values: Sequence[float], name: str) -> dict[str, Any]:
             "range": [round(math.log10(low) - room, 4), round(math.log10(high) + room, 4)]}
 
 
-def _y_axis(values: Iterable[float], unit: str, title: str, log: bool | None) -> dict[str, Any]:
+def y_axis(values: Iterable[float], unit: str, title: str, log: bool | None) -> dict[str, Any]:
     """A vertical axis with explicit range and ticks; ``log`` None decides by the span of the values."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
@@ -228,6 +229,6 @@ def _bandwidth(row: SpeedRow) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _short(values: Iterable[float]) -> list[float | None]:
-    """Six digits are finer than a pixel; what JSON cannot hold becomes a gap."""
+def short(values: Iterable[float]) -> list[float | None]:
+    """Numbers for JSON. Six digits are finer than a pixel; what JSON cannot hold becomes a gap."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values]

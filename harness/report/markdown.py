@@ -11,11 +11,19 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.records.store import Run
+from harness.report.fast_paths import Block, fast_paths
+from harness.report.fast_rows import ArmResult, FastRow
 from harness.report.lines import Line, lines
 from harness.report.numbers import digits_for, point_text, with_unit
 from harness.report.words import MARKS, VERDICTS, question_of
 
 LEGEND = " · ".join(f"{MARKS[verdict]} {verdict}" for verdict in VERDICTS)
+
+FAST_LEGEND = """# Fast paths
+
+In each cell: time per call; the best peer's time ÷ ours with its 95 % interval, paired round by round; the share of
+the machine's limit (the arm's bytes over the measured copy bandwidth, or its FLOPs over the arithmetic ceiling,
+whichever takes longer). Shares above 100 % are possible: the ceilings are lower bounds, and inputs may fit a cache."""
 
 
 def table(root: Path, runs: Sequence[Run]) -> str:
@@ -33,12 +41,16 @@ def table(root: Path, runs: Sequence[Run]) -> str:
 
 
 def report(root: Path, runs: Sequence[Run]) -> str:
-    """The table, then every claim of every suite that was run: verdict, why, estimate, rule and n."""
+    """The table, then every claim of every suite that was run: verdict, why, estimate, rule and n; then fast paths."""
     found = lines(root, runs)
     parts = ["# Verdicts", "", table(root, runs)]
     for line in found:
         if line.newest is not None:
             parts += _paper(line)
+    ops = fast_paths(found)
+    parts += [FAST_LEGEND, ""] if ops else []
+    for op in ops:
+        parts += [text for block in op.blocks for text in _block(op.name, block)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
@@ -97,6 +109,50 @@ def _part(part: dict[str, Any], line: Line, claim: str) -> str:
     point, low_text, high_text = (with_unit(value, unit, digits) for value in (estimate["point"], low, high))
     return (f"{head}{point} [{low_text}, {high_text}], {100 * estimate['level']:.3g} % interval, "
             f"n = {estimate['n']}; {rule}")
+
+
+def _block(op: str, block: Block) -> list[str]:
+    """One experiment as a table: a row per point and device, a column per arm of ours."""
+    text = [f"## {_text(op)}: {_text(block.line.title)}, {_text(block.name.replace('_', ' '))}", ""]
+    for source in block.sources:
+        info, run = source.run.info, source.run
+        state = f" Stale: {_text(source.result.stale)}." if source.result.stale else ""
+        noise = f" {_text(source.canary.fault)}." if source.canary.fault else ""
+        place = ", ".join(map(_text, (info.profile, run.machine, run.id)))
+        text += [f"{_text(source.where)}: {place}.{state}{noise}", ""]
+    if block.arms:
+        names = ["point", "device", "best peer", *block.arms]
+        text += ["| " + " | ".join(map(_text, names)) + " |", "|---" * len(names) + "|"]
+        text += [_fast_row(block, row) for row in block.rows]
+        text.append("")
+    for absence in block.absences:
+        text += [f"Without a result: {_text(absence.name)} ({_text('; '.join(absence.endings))}).", ""]
+    return text
+
+
+def _fast_row(block: Block, row: FastRow) -> str:
+    peer = row.best_peer
+    best = f"{with_unit(peer.speed.time_ns[1], 'ns')} {_text(peer.arm)}" if peer and peer.speed else "none has a result"
+    cells = [_text(point_text(dict(row.point))), _text(block.where(row)), best]
+    return "| " + " | ".join([*cells, *(_arm(row.of(arm)) for arm in block.arms)]) + " |"
+
+
+def _arm(item: ArmResult | None) -> str:
+    if item is None:
+        return "no record"
+    if item.speed is None:
+        return _text(f"{item.status}: {item.reason}")
+    parts = [with_unit(item.speed.time_ns[1], "ns")]
+    if item.best and item.best.ratio:
+        ratio = item.best.ratio
+        digits = digits_for(ratio.point, ratio.low, ratio.high)
+        point, low, high = (with_unit(value, "×", digits) for value in (ratio.point, ratio.low, ratio.high))
+        parts.append(f"{point} [{low}, {high}] {item.best.word}")
+    elif item.best:
+        parts.append(_text(item.best.refusal))
+    if item.share:
+        parts.append(f"{with_unit(100 * item.share.share, '%', 2)} of {item.share.binds}")
+    return "; ".join(parts)
 
 
 def _unit(part: dict[str, Any], line: Line, claim: str) -> str:

@@ -1,4 +1,4 @@
-"""The report as a folder of pages that open from disk, offline: an index, a page per paper and run, failures."""
+"""The report as a folder of pages that open from disk, offline: an index, papers by run, fast paths, failures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from harness.records.store import Run
 from harness.records.table import DEFAULT_COLUMNS, SAMPLE_COLUMNS
 from harness.report import numbers, words
 from harness.report.failures import Failure, failures
+from harness.report.fast_paths import fast_paths
+from harness.report.fast_rows import WORKSPACE_SLACK_BYTES
 from harness.report.lines import Line, Result, date_text, lines
 from harness.report.paper import PaperPage, paper_page
 
@@ -40,6 +42,10 @@ def build(root: Path, runs: Sequence[Run], out: Path) -> Path:
     try:
         _clear(out)
         writer = _Writer(out)
+        ops = fast_paths(found)
+        writer.templates.globals["ops"] = [op.name for op in ops]
+        if ops:
+            writer.page("fast-paths.html", "fast-paths.html.j2", found=ops)
         failed = _write_papers(root, found, writer)
         writer.page("failures.html", "failures.html.j2", groups=failed, total=sum(item.count for item in failed),
                     statuses=_status_counts(failed))
@@ -71,7 +77,8 @@ class _Writer:
             date=date_text, duration=numbers.seconds_text,
         )
         self.templates.globals.update(
-            generator=GENERATOR, version=__version__, marks=words.MARKS, verdicts=words.VERDICTS, paper_path=paper_path)
+            generator=GENERATOR, version=__version__, marks=words.MARKS, verdicts=words.VERDICTS, paper_path=paper_path,
+            digits=numbers.digits_for, slack=WORKSPACE_SLACK_BYTES)
         _copy_assets(out / "assets")
 
     def page(self, name: str, template: str, **context: Any) -> None:
@@ -168,5 +175,6 @@ def _clear(out: Path) -> None:
     for name in ("papers", "assets"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
+    (out / "fast-paths.html").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()

@@ -14,15 +14,17 @@
     if (role === "band") return { ...made, fillcolor: `${arm}2b`, line: { width: 0 } };
     if (role === "limit") return { ...made, line: { color: arm, width: 1.5, dash: "dash" }, hoverlabel: { bgcolor: colour("--card") } };
     return {
-      ...made, cliponaxis: false, line: { color: arm, width: 2, dash: DASHES[slot] },
+      ...made, cliponaxis: Boolean(made.error_y), error_y: made.error_y && { ...made.error_y, color: arm }, line: { color: arm, width: 2, dash: DASHES[slot] },
       marker: { color: arm, size: 7, symbol: SYMBOLS[slot] }, hoverlabel: { bgcolor: colour("--card"), bordercolor: arm, font: { color: colour("--ink") } },
     };
   }
 
   function shape(item) {
     const limit = item.name === "limit";
+    const equal = item.name === "equal";
     return {
-      ...item, layer: "below", line: { color: colour(limit ? "--soft" : "--line"), width: limit ? 0 : 1, dash: "dot" },
+      ...item, layer: "below",
+      line: { color: colour(limit || equal ? "--soft" : "--line"), width: limit ? 0 : equal ? 1.5 : 1, dash: equal ? "solid" : "dot" },
       fillcolor: limit ? `${colour("--soft")}33` : undefined,
       label: { ...item.label, font: { size: 11, color: colour("--soft") } },
     };
