@@ -69,7 +69,8 @@ class Problem:
 
     ``inputs(rng)`` draws one set of inputs; the harness rotates several. ``truth(*inputs)`` is what the outputs are
     compared with. ``error(outputs, truth)`` is one number to hold against ``tolerance``; by default the largest
-    relative error, see :func:`harness.run.check.relative_error`.
+    relative error, see :func:`harness.run.check.relative_error`. On CUDA ``inputs`` and ``buffers`` give tensors on the
+    device; ``truth`` and ``error`` get copies on the host.
     An arm with ``checked=False`` is a yardstick without a result of its own (a copy, a read-only stream).
     """
 

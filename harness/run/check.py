@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.declare.suite import Arm, Problem
+from harness.run.measure.place import Host, Place
 
 # What an unwritten integer buffer holds: no kernel's natural result, and different from zero.
 _INTEGER_POISON = 0xA5
@@ -17,10 +19,14 @@ _INTEGER_POISON = 0xA5
 
 @dataclass(frozen=True)
 class Proof:
-    """What one comparison found: the error, and why the arm is wrong (None where it is right)."""
+    """What one comparison found: the error, why the arm is wrong (None where it is right), the time of the calls.
+
+    ``call_ns`` ends when the result is there; on CUDA it may hold half a millisecond of work put before the call.
+    """
 
     error: float
     fault: str | None
+    call_ns: int = 0
 
 
 class InputSet:
@@ -33,8 +39,8 @@ class InputSet:
 
     @cached_property
     def truth(self) -> Any:
-        """The problem's float64 truth for the inputs as they were drawn."""
-        return self._problem.truth(*self.copies)
+        """The problem's float64 truth for the inputs as they were drawn, which it gets on the host."""
+        return self._problem.truth(*map(on_host, self.copies))
 
     def redraw(self, rng: np.random.Generator) -> None:
         """Overwrite the arrays in place with a fresh draw: a result cached by address is now stale."""
@@ -77,27 +83,38 @@ def poison(buffers: Sequence[Any]) -> None:
             buffer[...] = _INTEGER_POISON if "8" not in str(buffer.dtype) or "u" in str(buffer.dtype) else -91
 
 
-def prove(problem: Problem, arm: Arm, drawn: InputSet, buffers: tuple[Any, ...] | None = None, times: int = 1) -> Proof:
+def prove(
+    problem: Problem, arm: Arm, drawn: InputSet, buffers: tuple[Any, ...] | None = None, times: int = 1,
+    place: Place | None = None,
+) -> Proof:
     """Run ``arm`` on poisoned (or, in place, fresh) buffers and hold the result against the truth.
 
     With ``times`` above one, the same call is repeated as a timed sample would; an arm that works in place runs once.
+    On CUDA the result is taken in the order of the stream that is timed: what another stream wrote before the poison,
+    or has not written yet, is not there.
     """
+    place = place or Host()
     if arm.in_place or buffers is None:
         buffers, times = buffers_of(problem, arm, drawn.inputs), 1
+    place.lead()
     if not arm.in_place:
         poison(buffers)
+    begin_ns = time.perf_counter_ns()
     for _ in range(times):
         returned = arm.run(*drawn.inputs, *buffers)
-    if not drawn.restore():
-        return Proof(float("nan"), "altered its inputs")
-    if not arm.checked:
-        return Proof(0.0, None)
     outputs = returned if returned is not None else arm.outputs(*buffers) if arm.outputs else buffers
+    outputs = on_host(outputs) if arm.checked else None
+    place.settle()
+    call_ns = time.perf_counter_ns() - begin_ns
+    if not drawn.restore():
+        return Proof(float("nan"), "altered its inputs", call_ns)
+    if not arm.checked:
+        return Proof(0.0, None, call_ns)
     measure: Callable[[Any, Any], float] = problem.error or relative_error
     error = float(measure(_unwrap(outputs), _unwrap(drawn.truth)))
     limit = arm.tolerance if arm.tolerance is not None else problem.tolerance
     # A NaN error must fail, hence not "error > limit".
-    return Proof(error, None if error <= limit else f"error {error:.3g} exceeds the tolerance {limit:.3g}")
+    return Proof(error, None if error <= limit else f"error {error:.3g} exceeds the tolerance {limit:.3g}", call_ns)
 
 
 def relative_error(outputs: Any, truth: Any) -> float:
@@ -118,6 +135,16 @@ def relative_error(outputs: Any, truth: Any) -> float:
         scale = float(np.max(np.abs(want[finite]), initial=0.0)) or 1.0
         worst = max(worst, float(np.max(np.abs(got[finite] - want[finite]), initial=0.0)) / scale)
     return worst
+
+
+def on_host(value: Any) -> Any:
+    """``value`` with every device tensor in it copied to the host; what is there already stays the same object."""
+    if isinstance(value, tuple | list):
+        moved = tuple(map(on_host, value))
+        return value if all(new is old for new, old in zip(moved, value, strict=True)) else moved
+    if hasattr(value, "is_cpu") and not value.is_cpu:
+        return value.detach().to("cpu")
+    return value
 
 
 def as_float64(value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

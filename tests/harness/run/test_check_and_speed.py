@@ -91,7 +91,7 @@ def problem_of(**runs):
 
 class FakeSuite:
     def __init__(self, build):
-        self.speeds = {"s": build}
+        self.speeds, self.data = {"s": build}, {}
 
 
 def run_cell(problem, process=0):

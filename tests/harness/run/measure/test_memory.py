@@ -2,7 +2,8 @@ import mmap
 
 import pytest
 
-from harness.run.measure.memory import peak_bytes, peak_of, reset_peak
+from harness.run.measure.memory import peak_bytes, reset_peak
+from harness.run.measure.place import Host
 
 
 def touch(size):
@@ -10,6 +11,10 @@ def touch(size):
     with mmap.mmap(-1, size) as block:
         for place in range(0, size, mmap.PAGESIZE):
             block[place] = 1
+
+
+def peak_of(work):
+    return Host().observe(work).peak_bytes
 
 
 @pytest.mark.parametrize("size", [32 * 2**20, 128 * 2**20])
