@@ -34,7 +34,8 @@ def repro(root: Path, name: str, arms: tuple[str, ...] = ()) -> list[Record]:
     cell = find_cell(root, name)
     wanted = arms or cell.arms
     job_fd, page_fd = os.memfd_create("litmus-job"), Page.create()
-    os.write(job_fd, cell_job(cell, str(root), wanted).to_json().encode())
+    job = replace(cell_job(cell, str(root), wanted), argument={"unlimited": True})
+    os.write(job_fd, job.to_json().encode())
     os.lseek(job_fd, 0, os.SEEK_SET)
     reading, writing = os.pipe()
     fds = (job_fd, writing, page_fd)

@@ -34,7 +34,7 @@ from harness.run.lanes import Cancelled, run_cell
 from harness.run.oracles import ask
 from harness.run.progress import Progress
 from harness.run.protocol import blank_record
-from harness.run.yardsticks import Yardsticks
+from harness.run.yardsticks import Yardsticks, devices_of
 
 BUDGET = "budget"
 
@@ -195,14 +195,14 @@ class _Session:
         if not planned or (not cells and self.info.canary is not None):
             return
         yardsticks = Yardsticks(self.engine, self.root, self._keep, self.progress.note)
-        occasion = Yardsticks.next_occasion(self._records.values())
+        occasion, devices = Yardsticks.next_occasion(self._records.values()), devices_of(planned)
         if cells:
-            yardsticks.canary(occasion)
+            yardsticks.canary(occasion, devices)
         if not self.info.ceilings:
             self._tell(ceilings=yardsticks.ceilings(planned))
         for cell in cells:
             self._one(cell)
-        yardsticks.canary(occasion + 1)
+        yardsticks.canary(occasion + 1, devices)
         self._tell(canary=Yardsticks.summary(self._records.values()))
 
     def _tell(self, **changes: Any) -> None:

@@ -14,7 +14,7 @@ from harness.errors import LitmusError, did_you_mean
 from harness.plan.cell import Cell
 from harness.records.record import Record
 from harness.run.faults import describe, is_out_of_memory
-from harness.run.measure.memory import peak_bytes, reset_peak
+from harness.run.measure.place import place_of
 from harness.run.protocol import blank_record
 
 
@@ -22,13 +22,14 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
     """The record of ``arm``, whatever it does short of ending the process.
 
     ``elapsed_ns`` excludes the time in ``suite.prepare``, which is ``prepare_ns``; ``peak_bytes`` is what the arm
-    added to the resident memory it began with. Non-finite metrics are kept as they are.
+    added to the memory it began with, resident on a CPU, allocated on a CUDA device. Non-finite metrics are kept.
     """
     experiment = suite.card.experiments[cell.experiment]
     started_at, clock = time.time(), suite.artefacts
     prepared_before = getattr(clock, "prepare_ns", 0)
     suite.data.clear()
-    resident = reset_peak()
+    place = place_of(cell.device)
+    present = place.reset_peak()
     begin = time.perf_counter_ns()
     outcome = _outcome(cell, suite, experiment, arm)
     prepare_ns = getattr(clock, "prepare_ns", 0) - prepared_before
@@ -38,7 +39,7 @@ def run_trial(cell: Cell, suite: Suite, arm: str) -> Record:
         data=data_of(suite),
         elapsed_ns=time.perf_counter_ns() - begin - prepare_ns,
         prepare_ns=prepare_ns,
-        peak_bytes=max(0, peak_bytes() - resident),
+        peak_bytes=max(0, place.peak_bytes() - present),
     )
 
 

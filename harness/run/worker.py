@@ -9,6 +9,7 @@ import inspect
 import os
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -65,7 +66,7 @@ def _trial(job: Job, outbox: Outbox) -> None:
 
     cell = _cell(job)
     one_thread()
-    suite = _suite_or_records(job, cell, outbox)
+    suite = _suite_or_records(job, cell, outbox) if _claimed(job, cell, outbox) else None
     if suite is None:
         return
     for arm in job.arms:
@@ -79,7 +80,7 @@ def _speed(job: Job, outbox: Outbox) -> None:
     from harness.run import speed
 
     cell = _cell(job)
-    suite = _suite_or_records(job, cell, outbox)
+    suite = _suite_or_records(job, cell, outbox) if _claimed(job, cell, outbox) else None
     if suite is None:
         return
     set_seeds(cell)
@@ -89,6 +90,17 @@ def _speed(job: Job, outbox: Outbox) -> None:
 
 
 def _ceilings(job: Job, outbox: Outbox) -> None:
+    if "device" in job.argument:
+        from harness.run.measure.cuda_ceilings import measure_cuda_ceilings
+        from harness.run.measure.gpu import claim, unusable
+
+        reason = unusable(job.argument["device"])
+        if reason is None:
+            claim(job.argument["device"], None)
+            outbox.send("result", value=measure_cuda_ceilings(job.argument["device"]))
+        else:
+            outbox.send("note", text=reason)
+        return
     from harness.run.measure.ceilings import measure_ceilings
 
     outbox.send("result", value=measure_ceilings(tuple(job.argument["threads"])))
@@ -109,6 +121,21 @@ def _judge(job: Job, outbox: Outbox) -> None:
 def _cell(job: Job) -> Cell:
     assert job.cell is not None  # cell_job sets it
     return Cell.from_json(job.cell)
+
+
+def _claimed(job: Job, cell: Cell, outbox: Outbox) -> bool:
+    """Take the cell's device, with its share of memory; where torch cannot use it, every arm is skipped for that."""
+    if cell.device == "cpu":
+        return True
+    from harness.run.measure.gpu import claim, unusable
+
+    reason = unusable(cell.device)
+    if reason is None:
+        claim(cell.device, None if job.argument.get("unlimited") else job.limits.memory_bytes)
+        return True
+    for arm in job.arms:
+        outbox.record(blank_record(cell, arm, "skipped", reason, started_at=time.time()))
+    return False
 
 
 def _suite_or_records(job: Job, cell: Cell, outbox: Outbox) -> Suite | None:

@@ -192,4 +192,6 @@ def environment(root: Path) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        # The order of NVML, by which the plan numbers devices; CUDA's own puts the fastest first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }

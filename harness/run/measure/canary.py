@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,23 +28,26 @@ def builtin_folder(suite: str) -> Path | None:
     return folder if suite.startswith("litmus/") and folder.is_dir() else None
 
 
-def canary_cells(occasion: int) -> list[Cell]:
-    """The canary's cells; ``occasion`` (0 at the begin, 1 at the end of the timing lane) tells them apart."""
+def canary_cells(occasion: int, devices: Sequence[str] = ("cpu",)) -> list[Cell]:
+    """The canary's cells on ``devices``; ``occasion`` (0 at the begin, 1 at the end of the timing lane) sets apart."""
     folder = BUILTIN / NAME
     card = load_card(folder / "card.yaml")
     experiment = card.experiments["aa"]
     return [
         Cell(
-            suite=NAME, experiment="aa", kind="speed", point={"load": load}, seed=occasion, device="cpu",
+            suite=NAME, experiment="aa", kind="speed", point={"load": load}, seed=occasion, device=device,
             profile="small", arms=tuple(experiment.arms), card_version=card.version, code=code_hash(BUILTIN, folder),
             tuned={}, measure=experiment.measure, timeout_s=experiment.timeout_s, memory_gib=experiment.memory_gib,
         )
+        for device in devices
         for load in experiment.axes["load"]
     ]
 
 
 def canary_summary(records: Iterable[Record]) -> dict[str, Any]:
     """The floor of this run: the widest bound of any canary cell's interval of the median log ratio a / b.
+
+    One floor holds for all devices, the noisiest one's.
 
     Keys: ``median_log_ratio``, ``low``, ``high`` (of the worst cell), ``floor`` (a ratio minus one), ``alarm``, ``n``
     (rounds in all) and ``cells`` (all of them). Raises ValueError when no canary cell finished.
@@ -73,8 +76,8 @@ def _cell_summary(a: Record, b: Record) -> dict[str, Any]:
     low, high = (float(value) for value in np.quantile(medians, [0.025, 0.975]))
     middle = float(np.median(ratios))
     return {
-        "point": dict(a.point), "occasion": a.seed, "median_log_ratio": middle, "low": low, "high": high,
-        "n": len(ratios), "alarm": abs(middle) > ALARM_LOG_RATIO and not low <= 0.0 <= high,
+        "point": dict(a.point), "device": a.device, "occasion": a.seed, "median_log_ratio": middle, "low": low,
+        "high": high, "n": len(ratios), "alarm": abs(middle) > ALARM_LOG_RATIO and not low <= 0.0 <= high,
     }
 
 
