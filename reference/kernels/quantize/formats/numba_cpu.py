@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from reference.kernels.quantize.formats import numba_kernels as kernels
-from reference.kernels.quantize.formats.books import LOG_SHIFT, NF4_VALUES, LogBook
+from reference.kernels.quantize.formats.books import LOG_SHIFT, LogBook
 from reference.kernels.quantize.formats.grid import Grid, Layout
 
 Array = np.ndarray
@@ -32,7 +32,7 @@ def quantize_nf4(x: Tensor, block: int, codes: Tensor, scale: Tensor) -> None:
 
 def dequantize_nf4(codes: Tensor, scale: Tensor, block: int, out: Tensor) -> None:
     """Fill ``out`` with value[code] * scale."""
-    arguments = (codes.numpy(), scale.numpy(), block, _nf4_pairs(), _array(out))
+    arguments = (codes.numpy(), scale.numpy(), block, _array(out))
     _run(kernels.nf4_values_part, kernels.nf4_values_parallel, out.numel(), arguments)
 
 
@@ -91,7 +91,7 @@ def quantize_ternary(x: Tensor, threshold: float, mask: Tensor, sign: Tensor) ->
 
 def dequantize_ternary(mask: Tensor, sign: Tensor, scale: float, out: Tensor) -> None:
     """Fill ``out`` with scale * (mask - 2 * sign)."""
-    arguments = (mask.numpy(), sign.numpy(), np.float32(scale), _array(out))
+    arguments = (mask.numpy(), sign.numpy(), np.float32(scale), _bit_table(), _array(out))
     _run(kernels.ternary_values_part, kernels.ternary_values_parallel, out.numel(), arguments)
 
 
@@ -133,7 +133,6 @@ def _numbers(layout: Layout) -> tuple[int, int, int, int]:
 
 
 @cache
-def _nf4_pairs() -> Array:
-    """float32[256, 2]: the values of a byte's two codes."""
-    values, byte = np.array(NF4_VALUES, np.float32), np.arange(256)
-    return np.stack([values[byte >> 4], values[byte & 15]], 1)
+def _bit_table() -> Array:
+    """float32[256, 8]: the bits of a byte, the highest first."""
+    return np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)

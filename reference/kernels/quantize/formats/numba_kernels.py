@@ -14,19 +14,20 @@ from numba import float32, int16, int32, prange, types, uint16
 from numba.extending import intrinsic
 
 from reference.kernels.jit import kernel
-from reference.kernels.quantize.formats.books import NF4_MIDPOINTS, NF4_SMALLEST, NF4_ZERO
+from reference.kernels.quantize.formats.books import NF4_MIDPOINTS, NF4_SMALLEST, NF4_VALUES, NF4_ZERO
 from reference.kernels.quantize.formats.cost import SCRATCH
 from reference.kernels.quantize.formats.grid import SMALLEST_SCALE
 
 F32 = np.float32
 ZERO, ONE = F32(0), F32(1)
+NF4_FLOATS = tuple(float(F32(value)) for value in NF4_VALUES)
 NF4_FLOOR, SCALE_FLOOR, NAN = F32(NF4_SMALLEST), F32(SMALLEST_SCALE), F32(np.nan)
 MAGNITUDE, INFINITE = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 SIGN_SHIFT = np.int32(31)
 NOTHING_LOW, NOTHING_HIGH = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-# Eight bytes of 0 or 1 times this leave their bits in the highest byte, the first byte's bit on top.
-GATHER_BITS = np.uint64(0x8040201008040201)
-TOP_BYTE = np.uint64(56)
+# Eight bytes of one bit (four of two) times this leave their bits in the highest byte, the first byte's on top.
+GATHER_BITS, TOP_BITS = np.uint64(0x8040201008040201), np.uint64(56)
+GATHER_PAIRS, TOP_PAIRS = np.uint32(0x40100401), np.uint32(24)
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _inline = kernel(inline="always", **_OPTIONS)
@@ -97,39 +98,92 @@ _rint, _floor = _llvm("llvm.rint"), _llvm("llvm.floor")
 
 
 @intrinsic
-def _midpoints_below(_context, value):
-    """How many midpoints of NF4 are below a float32; 0 for NaN."""
+def _nf4_code(_context, value):
+    """How many midpoints of NF4 are below a float32, by bisection: four comparisons, and selects to choose the next."""
 
     def generate(_, builder, __, arguments):
-        total = ir.Constant(ir.IntType(32), 0)
-        for midpoint in NF4_MIDPOINTS:
-            above = builder.fcmp_ordered(">", arguments[0], ir.Constant(ir.FloatType(), midpoint))
-            total = builder.add(total, builder.zext(above, ir.IntType(32)))
-        return total
+        answers = []
+
+        def midpoint(low, high, known):
+            middle = (low + high) // 2
+            if not known:
+                return ir.Constant(ir.FloatType(), NF4_MIDPOINTS[middle - 1])
+            return builder.select(known[0], midpoint(middle, high, known[1:]), midpoint(low, middle, known[1:]))
+
+        code = zero = ir.Constant(ir.IntType(32), 0)
+        for bit in (8, 4, 2, 1):
+            above = builder.fcmp_ordered(">", arguments[0], midpoint(0, 16, answers))
+            answers.append(above)
+            code = builder.or_(code, builder.select(above, ir.Constant(ir.IntType(32), bit), zero))
+        return code
 
     return int32(float32), generate
 
 
+@intrinsic
+def _nf4_value(_context, code):
+    """The value of an NF4 code, by selects: a look-up in memory would not vectorise."""
+
+    def generate(_, builder, __, arguments):
+        word = ir.IntType(32)
+
+        def chosen(values, bit):
+            if len(values) == 1:
+                return ir.Constant(ir.FloatType(), values[0])
+            half = len(values) // 2
+            test = builder.icmp_unsigned("!=", builder.and_(arguments[0], ir.Constant(word, bit)), ir.Constant(word, 0))
+            return builder.select(test, chosen(values[half:], bit >> 1), chosen(values[:half], bit >> 1))
+
+        return chosen(NF4_FLOATS, 8)
+
+    return float32(int32), generate
+
+
 @_inline
-def _pack(scratch, count, each, fill, out, place):
-    """Pack ``count`` codes of 8/each bits from ``scratch`` (longer than that by 8) into bytes from ``place`` on."""
-    for i in range(count, -(-count // each) * each):
-        scratch[i] = fill
+def _pack(scratch, count, each, fill, out):
+    """Pack ``count`` codes of 8/each bits from ``scratch``, which is longer than that by 8, into the start of ``out``."""
+    for i in range(each - 1):
+        scratch[count + i] = fill
     if each == 1:
+        piece = out[:count]
         for i in range(count):
-            out[place + i] = scratch[i]
+            piece[i] = scratch[i]
     elif each == 2:
-        for i in range((count + 1) >> 1):
-            out[place + i] = (scratch[2 * i] << 4) | scratch[2 * i + 1]
+        piece = out[: (count + 1) >> 1]
+        for i in range(piece.size):
+            piece[i] = (scratch[2 * i] << 4) | scratch[2 * i + 1]
     elif each == 4:
-        for i in range((count + 3) >> 2):
-            out[place + i] = (
-                (scratch[4 * i] << 6) | (scratch[4 * i + 1] << 4) | (scratch[4 * i + 2] << 2) | scratch[4 * i + 3]
-            )
+        piece = out[: (count + 3) >> 2]
+        words = scratch.view(np.uint32)
+        for i in range(piece.size):
+            piece[i] = (words[i] * GATHER_PAIRS) >> TOP_PAIRS
     else:
-        words = scratch.view(np.uint64)
-        for i in range((count + 7) >> 3):
-            out[place + i] = (words[i] * GATHER_BITS) >> TOP_BYTE
+        piece = out[: (count + 7) >> 3]
+        bits = scratch.view(np.uint64)
+        for i in range(piece.size):
+            piece[i] = (bits[i] * GATHER_BITS) >> TOP_BITS
+
+
+@_inline
+def _unpack(codes, entry, count, each, bits, scratch):
+    """Codes of ``count`` entries from ``entry`` on, as bytes in ``scratch``; returns how many others precede them."""
+    if each == 1:
+        piece = codes[entry : entry + count]
+        for i in range(count):
+            scratch[i] = piece[i]
+        return 0
+    shift = 1 if each == 2 else 2 if each == 4 else 3
+    skipped = entry & (each - 1)
+    piece = codes[entry >> shift : (entry + count + each - 1) >> shift]
+    if each == 2:
+        for i in range(piece.size):
+            scratch[2 * i] = piece[i] >> 4
+            scratch[2 * i + 1] = piece[i] & 15
+    else:
+        for i in range(piece.size):
+            for place in range(each):
+                scratch[each * i + place] = (piece[i] >> np.uint8(8 - bits * (place + 1))) & np.uint8(2**bits - 1)
+    return skipped
 
 
 # --- NF4
@@ -142,35 +196,35 @@ def nf4_part(part, parts, x, block, codes, scale):
     scratch = np.empty(block + 8, np.uint8)
     scale_bits = scale.view(np.int32)
     for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-        low = b * block
-        n = min(block, x.size - low)
+        piece = x[b * block : min((b + 1) * block, x.size)]
+        n = piece.size
         largest = np.int32(0)
         for i in range(n):
-            largest = max(largest, _bits(_f32(x[low + i])) & MAGNITUDE)
+            largest = max(largest, _bits(_f32(piece[i])) & MAGNITUDE)
         scale_bits[b] = largest
         if 0 < largest < INFINITE:
             inverse = ONE / max(scale[b], NF4_FLOOR)
             for i in range(n):
-                scratch[i] = _midpoints_below(_f32(x[low + i]) * inverse)
+                scratch[i] = _nf4_code(_f32(piece[i]) * inverse)
         else:
             scratch[:n] = NF4_ZERO
-        _pack(scratch, n, 2, NF4_ZERO, codes, low // 2)
+        _pack(scratch, n, 2, NF4_ZERO, codes[(b * block) >> 1 :])
 
 
 @_serial
-def nf4_values_part(part, parts, codes, scale, block, pairs, out):
-    """The values of blocks ``part`` of ``parts``; ``pairs`` float32[256, 2] holds the two values of a byte."""
+def nf4_values_part(part, parts, codes, scale, block, out):
+    """The values of blocks ``part`` of ``parts``."""
     blocks = scale.size
     for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-        low = b * block
-        n = min(block, out.size - low)
+        piece = out[b * block : min((b + 1) * block, out.size)]
+        packed = codes[(b * block) >> 1 :]
         s = scale[b]
-        for i in range(n >> 1):
-            byte = codes[(low >> 1) + i]
-            out[low + 2 * i] = _rounded(pairs[byte, 0] * s, out)
-            out[low + 2 * i + 1] = _rounded(pairs[byte, 1] * s, out)
-        if n & 1:
-            out[low + n - 1] = _rounded(pairs[codes[(low + n) >> 1], 0] * s, out)
+        for i in range(piece.size >> 1):
+            byte = np.int32(packed[i])
+            piece[2 * i] = _rounded(_nf4_value(byte >> np.int32(4)) * s, out)
+            piece[2 * i + 1] = _rounded(_nf4_value(byte) * s, out)
+        if piece.size & 1:
+            piece[piece.size - 1] = _rounded(_nf4_value(np.int32(packed[piece.size >> 1]) >> np.int32(4)) * s, out)
 
 
 # --- uniform
@@ -211,27 +265,41 @@ def _stochastic(value, noise):
 
 
 @_inline
-def _encode(x, entry, count, noise, inverse, zero, grid, scratch, fill):
-    """Codes of ``count`` entries of one scale, into ``scratch`` from ``fill`` on."""
+def _encode(x, noise, inverse, zero, grid, codes):
+    """Codes of entries of one scale."""
     low, high, mask = grid
     if noise.size:
-        for i in range(count):
-            value = _stochastic(_f32(x[entry + i]) * inverse, noise[entry + i])
-            scratch[fill + i] = _code(value, zero, low, high) & mask
+        for i in range(x.size):
+            codes[i] = _code(_stochastic(_f32(x[i]) * inverse, noise[i]), zero, low, high) & mask
     else:
-        for i in range(count):
-            scratch[fill + i] = _code(_rint(_f32(x[entry + i]) * inverse), zero, low, high) & mask
+        for i in range(x.size):
+            codes[i] = _code(_rint(_f32(x[i]) * inverse), zero, low, high) & mask
 
 
 @_inline
-def _encode_columns(x, entry, count, noise, scale, zeros, column, grid, scratch, fill):
-    """As :func:`_encode` where every entry of a row has its own scale, from ``column`` on."""
+def _encode_columns(x, noise, scale, zeros, grid, codes):
+    """As :func:`_encode` where every entry has its own scale."""
     low, high, mask = grid
-    for i in range(count):
-        value = _f32(x[entry + i]) * (ONE / scale[column + i])
-        value = _stochastic(value, noise[entry + i]) if noise.size else _rint(value)
-        zero = F32(zeros[column + i]) if zeros.size else ZERO
-        scratch[fill + i] = _code(value, zero, low, high) & mask
+    if noise.size:
+        for i in range(x.size):
+            zero = F32(zeros[i]) if zeros.size else ZERO
+            codes[i] = _code(_stochastic(_f32(x[i]) * (ONE / scale[i]), noise[i]), zero, low, high) & mask
+    elif zeros.size:
+        for i in range(x.size):
+            codes[i] = _code(_rint(_f32(x[i]) * (ONE / scale[i])), F32(zeros[i]), low, high) & mask
+    else:
+        for i in range(x.size):
+            codes[i] = _code(_rint(_f32(x[i]) * (ONE / scale[i])), ZERO, low, high) & mask
+
+
+@_inline
+def _extremes(x):
+    """Keys of the smallest and the largest entry."""
+    low_key, high_key = NOTHING_LOW, NOTHING_HIGH
+    for i in range(x.size):
+        key = _key(_f32(x[i]))
+        low_key, high_key = min(low_key, key), max(high_key, key)
+    return low_key, high_key
 
 
 @_serial
@@ -248,17 +316,14 @@ def uniform_part(part, parts, x, noise, layout, grid, each, fit, codes, scale, z
     begin, place, fill = entry, first_byte, 0
     scratch = np.empty(SCRATCH + 8, np.uint8)
     columns = group == 1 and not fit
+    row, run = entry // length, entry % length // group
+    index = (row * runs_per_row + run) % period
     while entry < end:
-        row, column = entry // length, entry % length
-        run = column // group
         start = row * length + run * group
-        stop = (row + 1) * length if columns else min(start + group, (row + 1) * length)
-        index = (row * runs_per_row + run) % period
+        row_end = (row + 1) * length
+        stop = row_end if columns else min(start + group, row_end)
         if fit:
-            low_key, high_key = NOTHING_LOW, NOTHING_HIGH
-            for i in range(start, stop):
-                key = _key(_f32(x[i]))
-                low_key, high_key = min(low_key, key), max(high_key, key)
+            low_key, high_key = _extremes(x[start:stop])
             s, zero = _fit(low_key, high_key, low, high, zeros.size > 0)
             if start >= begin:
                 scale[index] = s
@@ -270,15 +335,30 @@ def uniform_part(part, parts, x, noise, layout, grid, each, fit, codes, scale, z
         until = min(stop, end)
         while entry < until:
             count = min(until - entry, SCRATCH - fill)
+            piece, draws = x[entry : entry + count], noise[entry : entry + count]
+            into = scratch[fill : fill + count]
             if columns:
-                _encode_columns(x, entry, count, noise, scale, zeros, entry % length, grid, scratch, fill)
+                at = entry - row * length
+                _encode_columns(piece, draws, scale[at : at + count], zeros[at : at + count], grid, into)
             else:
-                _encode(x, entry, count, noise, inverse, zero, grid, scratch, fill)
+                _encode(piece, draws, inverse, zero, grid, into)
             fill, entry = fill + count, entry + count
             if fill == SCRATCH:
-                _pack(scratch, fill, each, 0, codes, place)
+                _pack(scratch, fill, each, 0, codes[place:])
                 place, fill = place + SCRATCH // each, 0
-    _pack(scratch, fill, each, 0, codes, place)
+        row, run, index = _next_run(row, run, index, stop == row_end, runs_per_row, period, columns)
+    _pack(scratch, fill, each, 0, codes[place:])
+
+
+@_inline
+def _next_run(row, run, index, row_ends, runs_per_row, period, columns):
+    """Row, run in the row and scale of the next run; columns go on with a whole row."""
+    if row_ends:
+        row, run = row + 1, 0
+        index = row * runs_per_row % period if columns else index + 1
+    else:
+        run, index = run + 1, index + 1
+    return row, run, index if index < period else 0
 
 
 @_serial
@@ -292,18 +372,17 @@ def extremes_part(part, parts, x, layout, low_keys, high_keys):
         row, column = entry // length, entry % length
         if group == 1:
             until = min((row + 1) * length, end)
-            for i in range(until - entry):
-                key = _key(_f32(x[entry + i]))
-                lows[column + i], highs[column + i] = min(lows[column + i], key), max(highs[column + i], key)
+            piece = x[entry:until]
+            low, high = lows[column : column + piece.size], highs[column : column + piece.size]
+            for i in range(piece.size):
+                key = _key(_f32(piece[i]))
+                low[i], high[i] = min(low[i], key), max(high[i], key)
         else:
             run = column // group
             until = min(row * length + (run + 1) * group, (row + 1) * length, end)
             index = (row * runs_per_row + run) % period
-            low_key, high_key = lows[index], highs[index]
-            for i in range(entry, until):
-                key = _key(_f32(x[i]))
-                low_key, high_key = min(low_key, key), max(high_key, key)
-            lows[index], highs[index] = low_key, high_key
+            low_key, high_key = _extremes(x[entry:until])
+            lows[index], highs[index] = min(lows[index], low_key), max(highs[index], high_key)
         entry = until
 
 
@@ -323,52 +402,53 @@ def fit_scales(low_keys, high_keys, grid, scale, zeros):
 
 
 @_inline
-def _unpack(codes, entry, count, each, bits, scratch):
-    """Codes of ``count`` entries from ``entry`` on, as bytes."""
-    if each == 1:
-        for i in range(count):
-            scratch[i] = codes[entry + i]
-    else:
-        mask, last = np.uint8(2**bits - 1), each - 1
-        shift = 1 if each == 2 else 2 if each == 4 else 3
-        for i in range(count):
-            at = entry + i
-            scratch[i] = (codes[at >> shift] >> np.uint8((last - (at & last)) * bits)) & mask
+def _signed(code, shift):
+    """A code in two's complement, widened by moving it to the top of a byte and back."""
+    return F32(np.int8(np.int8(code << np.uint8(shift)) >> shift))
 
 
 @_serial
 def uniform_values_part(part, parts, codes, scale, zeros, layout, each, bits, out):
     """The values of a share of the entries, rounded to the type of ``out``."""
     length, group, runs_per_row, period = layout
-    entry, end = out.size * part // parts, out.size * (part + 1) // parts
-    scratch = np.empty(SCRATCH, np.uint8)
-    # Two's complement of so many bits, widened by moving it to the top of a byte and back.
+    entry, end = codes.size * part // parts * each, min(codes.size * (part + 1) // parts * each, out.size)
+    begin, scratch = entry, np.empty(SCRATCH + 16, np.uint8)
     shift = np.int8(8 - bits if each > 1 else 0)
+    columns = group == 1
+    row, run = entry // length, entry % length // group
+    index = (row * runs_per_row + run) % period
     while entry < end:
-        row, column = entry // length, entry % length
-        run = column // group
-        stop = (row + 1) * length if group == 1 else min(row * length + (run + 1) * group, (row + 1) * length)
-        index = (row * runs_per_row + run) % period
-        count = min(min(stop, end) - entry, SCRATCH)
-        _unpack(codes, entry, count, each, bits, scratch)
-        if group == 1 and zeros.size:
-            for i in range(count):
-                at = (index + i) % period
-                out[entry + i] = _rounded((F32(scratch[i]) - F32(zeros[at])) * scale[at], out)
-        elif group == 1:
-            for i in range(count):
-                whole = np.int8(np.int8(scratch[i] << np.uint8(shift)) >> shift)
-                out[entry + i] = _rounded(F32(whole) * scale[(index + i) % period], out)
-        elif zeros.size:
-            s, zero = scale[index], F32(zeros[index])
-            for i in range(count):
-                out[entry + i] = _rounded((F32(scratch[i]) - zero) * s, out)
-        else:
-            s = scale[index]
-            for i in range(count):
-                whole = np.int8(np.int8(scratch[i] << np.uint8(shift)) >> shift)
-                out[entry + i] = _rounded(F32(whole) * s, out)
-        entry += count
+        row_end = (row + 1) * length
+        stop = row_end if columns else min(row * length + (run + 1) * group, row_end)
+        until = min(stop, end)
+        while entry < until:
+            count = min(until - entry, SCRATCH)
+            skipped = _unpack(codes, entry, count, each, bits, scratch)
+            found, piece = scratch[skipped : skipped + count], out[entry : entry + count]
+            if columns:
+                at = index + entry - max(begin, row * length)
+                _decode_columns(found, shift, scale[at : at + count], zeros[at : at + count], zeros.size > 0, piece)
+            elif zeros.size:
+                s, zero = scale[index], F32(zeros[index])
+                for i in range(count):
+                    piece[i] = _rounded((F32(found[i]) - zero) * s, out)
+            else:
+                s = scale[index]
+                for i in range(count):
+                    piece[i] = _rounded(_signed(found[i], shift) * s, out)
+            entry += count
+        row, run, index = _next_run(row, run, index, stop == row_end, runs_per_row, period, columns)
+
+
+@_inline
+def _decode_columns(codes, shift, scale, zeros, asymmetric, out):
+    """Values of entries that have a scale each."""
+    if asymmetric:
+        for i in range(codes.size):
+            out[i] = _rounded((F32(codes[i]) - F32(zeros[i])) * scale[i], out)
+    else:
+        for i in range(codes.size):
+            out[i] = _rounded(_signed(codes[i], shift) * scale[i], out)
 
 
 # --- logarithmic
@@ -383,42 +463,52 @@ def log_part(part, parts, x, base, thresholds, shift, each, codes):
     place, levels = first_byte, np.int32(thresholds.size - 1)
     while entry < end:
         count = min(end - entry, SCRATCH)
+        piece = x[entry : entry + count]
         for i in range(count):
-            value = _f32(x[entry + i])
+            value = _f32(piece[i])
             code = np.int32(base[(_bits(value) & MAGNITUDE) >> shift])
             code += np.int32(value < thresholds[code])
             scratch[i] = levels if value < ZERO else code
-        _pack(scratch, count, each, 0, codes, place)
+        _pack(scratch, count, each, 0, codes[place:])
         entry, place = entry + count, place + SCRATCH // each
 
 
 @_serial
 def table_values_part(part, parts, codes, table, each, bits, out):
     """``table[code]`` for a share of the entries."""
-    entry, end = out.size * part // parts, out.size * (part + 1) // parts
-    scratch = np.empty(SCRATCH, np.uint8)
+    entry, end = codes.size * part // parts * each, min(codes.size * (part + 1) // parts * each, out.size)
+    scratch = np.empty(SCRATCH + 16, np.uint8)
     while entry < end:
         count = min(end - entry, SCRATCH)
         _unpack(codes, entry, count, each, bits, scratch)
+        piece = out[entry : entry + count]
         for i in range(count):
-            out[entry + i] = _rounded(table[scratch[i]], out)
+            piece[i] = _rounded(table[scratch[i]], out)
         entry += count
 
 
 # --- ternary
 
 
+@_inline
+def _add_magnitudes(x, threshold, sums):
+    """Add the |x| of at least ``threshold`` to 32 sums in float64, the way it vectorises."""
+    for row in range(x.size // 32):
+        piece = x[32 * row : 32 * row + 32]
+        for i in range(32):
+            magnitude = abs(_f32(piece[i]))
+            sums[i] += np.float64(ZERO if magnitude < threshold else magnitude)
+    rest = x[x.size // 32 * 32 :]
+    for i in range(rest.size):
+        magnitude = abs(_f32(rest[i]))
+        sums[i] += np.float64(ZERO if magnitude < threshold else magnitude)
+
+
 @_serial
 def magnitudes_part(part, parts, x, totals):
     """The sum of |x| of a share, in float64, into ``totals[part]``."""
     sums = np.zeros(32, np.float64)
-    entry, end = x.size * part // parts, x.size * (part + 1) // parts
-    while entry + 32 <= end:
-        for i in range(32):
-            sums[i] += np.float64(abs(_f32(x[entry + i])))
-        entry += 32
-    for i in range(end - entry):
-        sums[i] += np.float64(abs(_f32(x[entry + i])))
+    _add_magnitudes(x[x.size * part // parts : x.size * (part + 1) // parts], ZERO, sums)
     totals[part] = sums.sum()
 
 
@@ -428,40 +518,38 @@ def ternary_part(part, parts, x, threshold, mask, sign, counts, totals):
     first_byte, last_byte = mask.size * part // parts, mask.size * (part + 1) // parts
     entry, end, place = first_byte * 8, min(last_byte * 8, x.size), first_byte
     keep, negative = np.empty(SCRATCH + 8, np.uint8), np.empty(SCRATCH + 8, np.uint8)
-    kept, total = 0, 0.0
-    sums = np.zeros(32, np.float64)
+    sums, kept = np.zeros(32, np.float64), 0
     while entry < end:
         count = min(end - entry, SCRATCH)
+        piece, found = x[entry : entry + count], np.int32(0)
         for i in range(count):
-            value = _f32(x[entry + i])
-            large = (abs(value) >= threshold) & (value != ZERO)
+            value = _f32(piece[i])
+            large = np.int32((abs(value) >= threshold) & (value != ZERO))
+            found += large
             keep[i] = large
-            negative[i] = large & (value < ZERO)
-        found = np.int32(0)
         for i in range(count):
-            found += np.int32(keep[i])
+            value = _f32(piece[i])
+            negative[i] = (abs(value) >= threshold) & (value < ZERO)
         kept += found
-        for i in range(count // 32 * 32, count):
-            total += np.float64(abs(_f32(x[entry + i]))) if keep[i] else 0.0
-        for row in range(count // 32):
-            for i in range(32):
-                at = 32 * row + i
-                sums[i] += np.float64(abs(_f32(x[entry + at])) if keep[at] else ZERO)
-        _pack(keep, count, 8, 0, mask, place)
-        _pack(negative, count, 8, 0, sign, place)
+        _add_magnitudes(piece, threshold, sums)
+        _pack(keep, count, 8, 0, mask[place:])
+        _pack(negative, count, 8, 0, sign[place:])
         entry, place = entry + count, place + SCRATCH // 8
-    counts[part], totals[part] = kept, total + sums.sum()
+    counts[part], totals[part] = kept, sums.sum()
 
 
 @_serial
-def ternary_values_part(part, parts, mask, sign, scale, out):
-    """scale * {-1, 0, 1} for a share of the bytes."""
+def ternary_values_part(part, parts, mask, sign, scale, bits, out):
+    """scale * {-1, 0, 1} for a share of the bytes; ``bits`` float32[256, 8] holds the bits of a byte, the highest first."""
     for byte in range(mask.size * part // parts, mask.size * (part + 1) // parts):
-        keep, negative = np.int32(mask[byte]), np.int32(sign[byte])
-        for i in range(min(8, out.size - 8 * byte)):
-            shift = np.int32(7 - i)
-            whole = ((keep >> shift) & np.int32(1)) - np.int32(2) * ((negative >> shift) & np.int32(1))
-            out[8 * byte + i] = _rounded(F32(whole) * scale, out)
+        keep, negative = bits[mask[byte]], bits[sign[byte]]
+        piece = out[8 * byte : min(8 * byte + 8, out.size)]
+        if piece.size == 8:
+            for i in range(8):
+                piece[i] = _rounded((keep[i] - F32(2) * negative[i]) * scale, out)
+        else:
+            for i in range(piece.size):
+                piece[i] = _rounded((keep[i] - F32(2) * negative[i]) * scale, out)
 
 
 # --- all parts at once
@@ -475,10 +563,10 @@ def nf4_parallel(parts, x, block, codes, scale):
 
 
 @_parallel
-def nf4_values_parallel(parts, codes, scale, block, pairs, out):
+def nf4_values_parallel(parts, codes, scale, block, out):
     """:func:`nf4_values_part` for all parts."""
     for part in prange(parts):
-        nf4_values_part(part, parts, codes, scale, block, pairs, out)
+        nf4_values_part(part, parts, codes, scale, block, out)
 
 
 @_parallel
@@ -531,7 +619,7 @@ def ternary_parallel(parts, x, threshold, mask, sign, counts, totals):
 
 
 @_parallel
-def ternary_values_parallel(parts, mask, sign, scale, out):
+def ternary_values_parallel(parts, mask, sign, scale, bits, out):
     """:func:`ternary_values_part` for all parts."""
     for part in prange(parts):
-        ternary_values_part(part, parts, mask, sign, scale, out)
+        ternary_values_part(part, parts, mask, sign, scale, bits, out)
