@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +20,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 ARCHS = ("sm_80", "sm_90")
+
+
+def _beside(name: str) -> ModuleType:
+    """The module ``name`` of this directory; tests are not a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +70,28 @@ def aot() -> Iterator[Callable[..., dict[int, dict[str, int]]]]:
 
         yield compiled
         worker.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callable[..., object]]:
+    """``on_cpu(source)``: a stand-in for driver.kernel that runs the kernels of ``source`` on CPU tensors.
+
+    The threads of a block run one after the other (cuda_on_cpu.h): arithmetic, indices and waiting are proven, nothing
+    of speed or memory order. Skips where nvcc or g++ is not installed.
+    """
+    from reference.kernels import nvcc as compiler
+
+    if compiler.find() is None or shutil.which("g++") is None:
+        pytest.skip("NOT CHECKED: running CUDA kernels on the CPU takes nvcc and g++")
+    host = _beside("on_cpu")
+
+    @cache
+    def stand_in(source: Path) -> Callable[..., object]:
+        names = list(compiler.build(source, ARCHS[-1]).resources)
+        library = host.compiled(source, names, compiler.find(), tmp_path_factory.mktemp(source.stem))
+        return lambda _source, name, _device: host.CpuKernel(library, name)
+
+    return stand_in
 
 
 @pytest.fixture(scope="session")
