@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ experiments:
     kind: speed
     arms: [two_pass, three_pass, online, copy]
     axes: {n: [2**12, 2**14, 2**16, 2**18, 2**20, 2**22, 2**24], threads: [1, all]}
+    fast_path: {op: sum, peers: [three_pass, online]}
     help: The whole sum of one vector.
 claims:
   - id: out_of_cache_speedup
@@ -226,6 +228,76 @@ def add_run(root: Path, run: str, started_at: float, **changes: object) -> Path:
     write_records(folder, records)
     write_verdicts(folder, verdicts())
     return folder
+
+
+FAST_CARD = """
+paper: {title: Sums on every backend, year: 2022}
+version: 1
+summary: One op, several backends.
+experiments:
+  sums:
+    kind: speed
+    arms: [ours, gpu, stream, slow_peer, fast_peer, "<img src=x onerror=alert(7)>"]
+    axes: {n: [2**10, 2**20, 2**24], threads: [1, all]}
+    devices: [cpu, cuda]
+    fast_path: {op: sum, peers: [slow_peer, fast_peer]}
+claims:
+  - id: nothing
+    statement: Nothing is claimed.
+    experiment: sums
+    estimate: {ratio: time, of: ours, to: fast_peer}
+    supported_if: "> 1.1"
+    refuted_if: "< 1.0"
+"""
+
+
+class FastProject:
+    """A project with one suite, sums/fast, and runs of records made from times per call."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "suites/sums/fast"
+        self.folder.mkdir(parents=True)
+        (self.folder / "card.yaml").write_text(FAST_CARD)
+        (self.folder / "suite.py").write_text("X = 1\n")
+
+    def record(self, arm: str, time_ns: float = 1e6, device: str = "cpu", **more: object) -> Record:
+        """An ``ok`` record at n = 2**20 on one thread, its rounds within 1 % of ``time_ns`` times the round's speed.
+
+        All arms share the slow and fast rounds, as arms of one cell do.
+        """
+        point = more.pop("point", {"n": 2**20, "threads": 1})
+        drift, own = random.Random("machine"), random.Random(arm)
+        each = [(p, r) for p in range(3) for r in range(8)]
+        taken = [int(10 * time_ns * drift.uniform(1, 1.8) * own.uniform(0.99, 1.01)) for _ in each]
+        samples = Samples([p for p, _ in each], [r for _, r in each], [0] * 24, [10] * 24, taken)
+        status = more.get("status", "ok")
+        base: dict = {
+            "input_bytes": 4 * 2**20, "bytes_moved": 12.0 * 2**20, "flops": 1.0, "error": 1e-7, "tolerance": 1e-6,
+            "samples": samples if status == "ok" else Samples(), "first_call_ns": 5_000_000, "peak_bytes": 0,
+        }
+        made = _record("sums/fast", "sums", "speed", arm, point, 0, device=device, **{**base, **more})
+        return replace(made, cell=f"{seed_for(device, made.cell):016x}")
+
+    def run(self, run: str, records: list[Record], machine: dict | None = None, **changes: object) -> Path:
+        """One stored run; ``machine`` changes what is known of it, ``key`` included."""
+        described = {**MACHINE, **(machine or {})}
+        folder = self.root / "results" / str(described["key"]) / run
+        folder.mkdir(parents=True)
+        state = {"version": 1, "code": code_hash(self.root, self.folder)}
+        info = {
+            "run": run, "started_at": 1767323045.0, "profile": "small", "litmus": "0.1.0", "machine": described,
+            "ceilings": CEILINGS, "cards": {"sums/fast": state}, "canary": {"floor": 0.0093, "alarm": False},
+        }
+        write_run_info(folder, RunInfo(**{**info, **changes}))
+        write_records(folder, records)
+        return folder
+
+
+@pytest.fixture()
+def fast_project(tmp_path: Path) -> FastProject:
+    """A project of its own for one test of fast paths."""
+    return FastProject(tmp_path)
 
 
 def _record(suite: str, experiment: str, kind: str, arm: str, point: dict, seed: int, **more: object) -> Record:

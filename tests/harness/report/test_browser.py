@@ -70,6 +70,23 @@ class Watched:
 
 
 @pytest.fixture()
+def fast(browser, fast_project) -> Iterator[Watched]:
+    """The fast paths of hostile names, wide tables and two devices."""
+    names = ("ours", "gpu", "<img src=x onerror=alert(7)>", "slow_peer", "fast_peer")
+    fast_project.run("20260101-000000-small", [
+        fast_project.record(arm, 1e6 * (index + 1) * n ** (0.1 if index < 3 else 0.2), device,
+                            point={"n": n, "threads": threads}, cache=cache)
+        for device, cache in (("cpu", None), ("cuda:0", "cold")) for n in (2**10, 2**20, 2**24)
+        for threads in (1, "all") for index, arm in enumerate(names)
+    ])
+    page = Watched(browser, site.build(fast_project.root, find_runs(fast_project.root), fast_project.root / "r").parent)
+    yield page
+    page.context.close()
+    assert page.errors == []
+    assert page.strays == []
+
+
+@pytest.fixture()
 def watched(browser, built) -> Iterator[Watched]:
     page = Watched(browser, built)
     yield page
@@ -156,6 +173,46 @@ def test_hostile_names_do_nothing(watched):
     assert watched.open("papers/training/hostile.html").locator("h1").inner_text() == "<script>alert(1)</script>"
 
 
+def test_the_fast_paths_are_reached_from_the_index_and_drawn(watched):
+    page = watched.open("index.html")
+    page.get_by_role("link", name="Fast paths").first.click()
+    page.wait_for_url("**/fast-paths.html")
+    found = drawn(page, "#op-sum")
+    assert len(found) == 2 and all(item["lines"] == 2 and item["width"] > 100 for item in found)
+    bars = page.locator("#op-sum .plot").first.locator(".errorbar path.yerror")
+    assert bars.count() == 14 and bars.first.bounding_box()["height"] > 0
+    page.get_by_text("Limits, errors, memory and first calls").click()
+    assert page.get_by_role("columnheader", name="tolerance").is_visible()
+    assert page.get_by_text("relative error 0.3 is above the tolerance 1e-06").first.is_visible()
+    page.get_by_text("Against each peer").click()
+    assert page.get_by_role("cell", name="faster").count() > 28
+    page.get_by_role("link", name="run 20260102-030405-small").click()
+    page.wait_for_url("**/papers/sums/two_pass.html#experiment-throughput")
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_wide_tables_scroll_inside_and_words_stand_beside_colours(fast, width):
+    fast.page.set_viewport_size({"width": width, "height": 800})
+    page = fast.open("fast-paths.html")
+    assert page.locator("main img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for node in page.locator("summary").all():
+        node.click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if width == 390:
+        table = page.locator(".scroll").first
+        assert table.evaluate("node => node.scrollWidth > node.clientWidth")
+        first = page.locator(".fast-table th[scope=row]").first
+        before = first.bounding_box()["x"]
+        table.evaluate("node => node.scrollBy({left: 200, behavior: 'instant'})")
+        assert abs(first.bounding_box()["x"] - before) < 1  # the point stays in view
+    assert page.locator("#op-sum .plot-panel").count() == 4  # two devices, each with one thread and with all
+    page.locator("#op-sum .plot").last.scroll_into_view_if_needed()
+    page.wait_for_selector("#op-sum .plot-panel:last-child path.js-line")
+    for mark in page.locator(".compared").all():
+        assert mark.inner_text().strip("▲▼=◐ ") in ("faster", "slower", "same", "inconclusive", "over")
+
+
 def test_failures_filter_by_status(watched):
     page = watched.open("failures.html")
     assert page.locator(".failure:visible").count() == 2
@@ -182,7 +239,8 @@ def test_both_schemes_and_a_phone(browser, root, another_run, scheme, width):
     watched = Watched(browser, out, color_scheme=scheme)
     watched.page.set_viewport_size({"width": width, "height": 800})
     try:
-        for name in ("index.html", "papers/sums/two_pass.html", "papers/training/lowrank.html", "failures.html"):
+        papers = ("papers/sums/two_pass.html", "papers/training/lowrank.html")
+        for name in ("index.html", *papers, "fast-paths.html", "failures.html"):
             page = watched.open(name)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
             assert contrast(page, "body") >= 7 and contrast(page, "p.muted, .lead") >= 4.5
