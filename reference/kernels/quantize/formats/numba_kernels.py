@@ -166,16 +166,13 @@ def _pack(scratch, count, each, fill, out):
 
 @_inline
 def _unpack(codes, entry, count, each, bits, scratch):
-    """Codes of ``count`` entries from ``entry`` on, as bytes in ``scratch``; returns how many others precede them."""
+    """Codes of ``count`` entries as bytes in ``scratch``; ``entry`` is the first of a byte."""
+    shift = 0 if each == 1 else 1 if each == 2 else 2
+    piece = codes[entry >> shift : (entry + count + each - 1) >> shift]
     if each == 1:
-        piece = codes[entry : entry + count]
         for i in range(count):
             scratch[i] = piece[i]
-        return 0
-    shift = 1 if each == 2 else 2 if each == 4 else 3
-    skipped = entry & (each - 1)
-    piece = codes[entry >> shift : (entry + count + each - 1) >> shift]
-    if each == 2:
+    elif each == 2:
         for i in range(piece.size):
             scratch[2 * i] = piece[i] >> 4
             scratch[2 * i + 1] = piece[i] & 15
@@ -183,7 +180,6 @@ def _unpack(codes, entry, count, each, bits, scratch):
         for i in range(piece.size):
             for place in range(each):
                 scratch[each * i + place] = (piece[i] >> np.uint8(8 - bits * (place + 1))) & np.uint8(2**bits - 1)
-    return skipped
 
 
 # --- NF4
@@ -213,18 +209,24 @@ def nf4_part(part, parts, x, block, codes, scale):
 
 @_serial
 def nf4_values_part(part, parts, codes, scale, block, out):
-    """The values of blocks ``part`` of ``parts``."""
+    """The values of blocks ``part`` of ``parts``: a stretch of values first, then each block's scale."""
     blocks = scale.size
-    for b in range(blocks * part // parts, blocks * (part + 1) // parts):
-        piece = out[b * block : min((b + 1) * block, out.size)]
-        packed = codes[(b * block) >> 1 :]
-        s = scale[b]
-        for i in range(piece.size >> 1):
+    entry, end = blocks * part // parts * block, min(blocks * (part + 1) // parts * block, out.size)
+    values = np.empty(SCRATCH, np.float32)
+    while entry < end:
+        count = min(end - entry, SCRATCH)
+        packed = codes[entry >> 1 : (entry + count + 1) >> 1]
+        for i in range(packed.size):
             byte = np.int32(packed[i])
-            piece[2 * i] = _rounded(_nf4_value(byte >> np.int32(4)) * s, out)
-            piece[2 * i + 1] = _rounded(_nf4_value(byte) * s, out)
-        if piece.size & 1:
-            piece[piece.size - 1] = _rounded(_nf4_value(np.int32(packed[piece.size >> 1]) >> np.int32(4)) * s, out)
+            values[2 * i] = _nf4_value(byte >> np.int32(4))
+            values[2 * i + 1] = _nf4_value(byte)
+        for first in range(0, count, block):
+            s = scale[(entry + first) // block]
+            n = min(block, count - first)
+            found, piece = values[first : first + n], out[entry + first : entry + first + n]
+            for i in range(n):
+                piece[i] = _rounded(found[i] * s, out)
+        entry += count
 
 
 # --- uniform
@@ -317,7 +319,7 @@ def uniform_part(part, parts, x, noise, layout, grid, each, fit, codes, scale, z
     scratch = np.empty(SCRATCH + 8, np.uint8)
     columns = group == 1 and not fit
     row, run = entry // length, entry % length // group
-    index = (row * runs_per_row + run) % period
+    index = (row * runs_per_row + (0 if columns else run)) % period
     while entry < end:
         start = row * length + run * group
         row_end = (row + 1) * length
@@ -338,7 +340,7 @@ def uniform_part(part, parts, x, noise, layout, grid, each, fit, codes, scale, z
             piece, draws = x[entry : entry + count], noise[entry : entry + count]
             into = scratch[fill : fill + count]
             if columns:
-                at = entry - row * length
+                at = index + entry - row * length
                 _encode_columns(piece, draws, scale[at : at + count], zeros[at : at + count], grid, into)
             else:
                 _encode(piece, draws, inverse, zero, grid, into)
@@ -352,7 +354,7 @@ def uniform_part(part, parts, x, noise, layout, grid, each, fit, codes, scale, z
 
 @_inline
 def _next_run(row, run, index, row_ends, runs_per_row, period, columns):
-    """Row, run in the row and scale of the next run; columns go on with a whole row."""
+    """Row, run in the row and scale of the next run; with columns, the next row and the scale of its first entry."""
     if row_ends:
         row, run = row + 1, 0
         index = row * runs_per_row % period if columns else index + 1
@@ -412,21 +414,22 @@ def uniform_values_part(part, parts, codes, scale, zeros, layout, each, bits, ou
     """The values of a share of the entries, rounded to the type of ``out``."""
     length, group, runs_per_row, period = layout
     entry, end = codes.size * part // parts * each, min(codes.size * (part + 1) // parts * each, out.size)
-    begin, scratch = entry, np.empty(SCRATCH + 16, np.uint8)
+    scratch = np.empty(SCRATCH + 16, np.uint8)
     shift = np.int8(8 - bits if each > 1 else 0)
     columns = group == 1
     row, run = entry // length, entry % length // group
-    index = (row * runs_per_row + run) % period
+    index = (row * runs_per_row + (0 if columns else run)) % period
     while entry < end:
-        row_end = (row + 1) * length
-        stop = row_end if columns else min(row * length + (run + 1) * group, row_end)
-        until = min(stop, end)
-        while entry < until:
-            count = min(until - entry, SCRATCH)
-            skipped = _unpack(codes, entry, count, each, bits, scratch)
-            found, piece = scratch[skipped : skipped + count], out[entry : entry + count]
+        stretch = min(end - entry, SCRATCH)
+        _unpack(codes, entry, stretch, each, bits, scratch)
+        done = 0
+        while done < stretch:
+            row_end = (row + 1) * length
+            stop = row_end if columns else min(row * length + (run + 1) * group, row_end)
+            count = min(stop - entry - done, stretch - done)
+            found, piece = scratch[done : done + count], out[entry + done : entry + done + count]
             if columns:
-                at = index + entry - max(begin, row * length)
+                at = index + entry + done - row * length
                 _decode_columns(found, shift, scale[at : at + count], zeros[at : at + count], zeros.size > 0, piece)
             elif zeros.size:
                 s, zero = scale[index], F32(zeros[index])
@@ -436,8 +439,10 @@ def uniform_values_part(part, parts, codes, scale, zeros, layout, each, bits, ou
                 s = scale[index]
                 for i in range(count):
                     piece[i] = _rounded(_signed(found[i], shift) * s, out)
-            entry += count
-        row, run, index = _next_run(row, run, index, stop == row_end, runs_per_row, period, columns)
+            done += count
+            if entry + done == stop:
+                row, run, index = _next_run(row, run, index, stop == row_end, runs_per_row, period, columns)
+        entry += stretch
 
 
 @_inline
