@@ -4,14 +4,14 @@ A block of B consecutive entries of a flat tensor keeps its largest magnitude N_
 index of the code nearest to x/N_b (ties to the lower code). Rules at the edges, the same in every backend:
 
 - the last block may be shorter; ``block=None`` makes the whole tensor one block;
-- x/N_b is the quotient rounded to float32, as IEEE division gives it, and the midpoint of two codes is exact, so codes
-  and scales are equal bit for bit in every backend; parameters agree within the rounding of a square root and a division;
+- x/N_b is the quotient rounded to float32, as IEEE division gives it, and midpoints of codes are exact, so codes and
+  scales are equal bit for bit in every backend; parameters agree within the rounding of a root and a division;
 - an all-zero block has N_b = 0 and gives zeros back;
 - a NaN or an infinity makes N_b NaN or infinite, and then the whole block comes back as NaN: failures stay visible.
 
-Tensors are contiguous and on one device, the maps too. ``backend`` is ``auto`` (see :func:`reference.kernels.backend.default`)
-or one of ``BACKENDS``; BackendMissing says why one cannot run. Nothing is allocated but the results that no ``out=`` was
-given for and what ``cost.workspace_bytes`` declares. Wrong types, shapes or devices raise ValueError.
+Tensors are contiguous and on one device, the maps too. ``backend`` is one of ``BACKENDS`` or ``auto``, the default of
+:mod:`reference.kernels.backend`; BackendMissing says why one cannot run. Nothing is allocated but the results that no
+``out=`` was given for and what ``cost.workspace_bytes`` declares. Wrong types, shapes or devices raise ValueError.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ LOWEST_KEY = (127 - 24) << 8
 HIGHEST_KEY = 127 << 8
 BINS = HIGHEST_KEY - LOWEST_KEY + 2
 
+# The lane table splits |x| into 32 octaves from 2^-31 to 1, each into as many bins as its codes need. Where parts begin:
+LOWEST_OCTAVE = 127 - 31
+SHIFTS_AT, OFFSETS_AT, BASE_AT, MIDPOINTS_AT, DECODE_AT, LANE_TABLE_BYTES = 0, 128, 256, 768, 1792, 2816
+
 
 @lru_cache(maxsize=16)
 def dynamic_map(signed: bool, device: str = "cpu") -> torch.Tensor:
@@ -93,6 +97,79 @@ def _table(data: bytes) -> SearchTable:
     last = np.searchsorted(inner, np.concatenate([largest, -smallest]), side="left")
     midpoints = np.append(inner, np.float32(np.inf)).astype(np.float32)
     return SearchTable(base.astype(np.uint8), midpoints, int((last - base).max()))
+
+
+@dataclass(frozen=True)
+class LaneTable:
+    """The search for many entries at a time, by instructions that look bytes up in registers.
+
+    With e the exponent field of max(|x|, 2^-31) and bits its bit pattern, the bin is (bits >> shift[e]) + offset[e];
+    ``base[bin]`` counts the midpoints below every value of the bin, and at most one midpoint is within it: the nearest
+    code is base[bin], or one more where x > midpoint[base[bin]]. ``data`` is uint8[2816], at an address that is a
+    multiple of 64: shift and offset as int32[32] for e mod 32, base as uint8[512], the midpoints and the codes each as
+    four tables of 256 bytes, the lowest byte first. A signed map keeps the bins of negative x from 256 on (``signs``);
+    for others ``magnitude``, which is taken from the bit pattern, keeps the sign: a negative x is below all octaves.
+    """
+
+    data: Array
+    magnitude: int
+    signs: int
+
+
+def lane_table(code: torch.Tensor) -> LaneTable | None:
+    """The table of a map; None where some bins would have to hold more than one midpoint."""
+    check_map(code)
+    return _lane_table(code.detach().cpu().numpy().tobytes())
+
+
+@lru_cache(maxsize=32)
+def _lane_table(data: bytes) -> LaneTable | None:
+    code = np.frombuffer(data, dtype=np.float32)
+    inner, signed = midpoints_below(code), bool(code[0] < 0)
+    shifts, offsets, bases, bins = np.zeros(32, np.int32), np.zeros(32, np.int32), [], 0
+    for octave in range(LOWEST_OCTAVE, 128):
+        bits, base = _octave_bins(inner, octave, signed)
+        if bits < 0:
+            return None
+        shifts[octave % 32] = 23 - bits
+        offsets[octave % 32] = bins - (octave << bits)
+        bases.append(base)
+        bins += 1 << bits
+    if bins > (256 if signed else 512):
+        return None
+    sides = [np.concatenate(side) for side in zip(*bases, strict=True)]
+    base = np.concatenate([np.pad(side, (0, 512 // len(sides) - bins)) for side in sides])
+    midpoints = np.append(inner, np.float32(np.inf)).astype(np.float32)
+    parts = [shifts, offsets, base.astype(np.uint8), _byte_planes(midpoints), _byte_planes(code)]
+    return LaneTable(_aligned(np.concatenate([part.view(np.uint8).ravel() for part in parts])),
+                     0x7FFFFFFF if signed else -1, 256 if signed else 0)
+
+
+def _octave_bins(inner: Array, octave: int, signed: bool) -> tuple[int, tuple[Array, ...]]:
+    """(mantissa bits, base of the bins of positive and of negative x): the fewest that part the midpoints, or -1."""
+    for bits in range(10):
+        keys = np.arange(octave << bits, (octave + 1) << bits, dtype=np.int64)
+        smallest = (keys << (23 - bits)).astype(np.int32).view(np.float32)
+        largest = (((keys + 1) << (23 - bits)) - 1).astype(np.int32).view(np.float32)
+        if octave == LOWEST_OCTAVE:
+            smallest[0] = 0
+        sides = [(smallest, largest), (-largest, -smallest)][: 1 + signed]
+        counts = [(np.searchsorted(inner, low), np.searchsorted(inner, high)) for low, high in sides]
+        if all((high - low).max() <= 1 for low, high in counts):
+            return bits, tuple(low for low, _ in counts)
+    return -1, ()
+
+
+def _byte_planes(values: Array) -> Array:
+    """float32[256] as uint8[4, 256], the lowest bytes first."""
+    return np.ascontiguousarray(values.astype("<f4").view(np.uint8).reshape(256, 4).T)
+
+
+def _aligned(data: Array) -> Array:
+    room = np.empty(data.size + 63, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + data.size] = data
+    return room[start : start + data.size]
 
 
 def _bin_ends() -> tuple[Array, Array]:
