@@ -13,10 +13,11 @@ from typing import Literal
 
 import torch
 
-from reference.kernels.project.eager import Side
+from reference.kernels.project import blas, dispatch
+from reference.kernels.project.eager import Norm, Side
+from reference.kernels.project.workspace import Workspace
 
 By = Literal["matmul", "fft"]
-Norm = Literal["l1", "l2"]
 
 
 def dct_matrix(
@@ -50,23 +51,62 @@ def dct_project(A: torch.Tensor, by: By = "matmul", basis: torch.Tensor | None =
     ``basis`` is the stored ``dct_basis(n, "matmul")``, which the GEMM needs; it is built when left out.
     """
     if by == "matmul":
-        return A @ (dct_basis(A.shape[-1], "matmul", A.dtype, A.device) if basis is None else basis)
+        return blas.matmul(A, dct_basis(A.shape[-1], "matmul", A.dtype, A.device) if basis is None else basis)
     return _makhoul(A)
 
 
-def column_norms(S: torch.Tensor, norm: Norm = "l1") -> torch.Tensor:
-    """The l1 or l2 norm of each column of S (m x n -> n). Ranking by either is scale-free; only l2 ranks by energy."""
-    if norm == "l1":
-        return S.abs().sum(dim=0)
-    return torch.linalg.vector_norm(S, dim=0)
+def column_norms(
+    S: torch.Tensor, norm: Norm = "l1", *, out: torch.Tensor | None = None, backend: str = "auto"
+) -> torch.Tensor:
+    """The l1 or l2 norm of each column of S (m x n -> n), in one pass over S. Only l2 ranks by energy.
+
+    Sums are formed in float64 and rounded once, to float64 for float64 S and to float32 for all others: no square
+    overflows. A NaN makes its column's norm NaN, an infinity infinite; of no rows the norms are 0. A transposed view
+    of a contiguous matrix is read by its rows.
+    """
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm must be l1 or l2, got {norm!r}")
+    if out is None:
+        dtype = torch.float64 if S.dtype == torch.float64 else torch.float32
+        out = torch.empty(S.shape[1], dtype=dtype, device=S.device)
+    turned = S.mT.is_contiguous() and not S.is_contiguous()
+    module = dispatch.module(backend, S.mT if turned else S)
+    if S.numel() == 0:
+        out.zero_()
+    elif turned and hasattr(module, "row_norms"):
+        module.row_norms(S.mT, norm, out)
+    else:
+        module.column_norms(S.contiguous() if turned else S, norm, out)
+    return out
 
 
-def select_top(S: torch.Tensor, rank: int, norm: Norm = "l1") -> torch.Tensor:
-    """Indices (int32, r) of the ``rank`` columns of S with the largest norm, in no particular order.
+def top(norms: torch.Tensor, rank: int) -> torch.Tensor:
+    """Indices (int32, rising) of the ``rank`` largest norms; NaN counts as largest, of equal ones the first is taken.
+
+    Raises ValueError when there are fewer.
+    """
+    if rank > norms.numel():
+        raise ValueError(f"rank must be at most the {norms.numel()} columns there are, got {rank}")
+    kept = torch.sort(norms, descending=True, stable=True).indices[:rank]
+    return kept.sort().values.to(torch.int32)
+
+
+def select_top(S: torch.Tensor, rank: int, norm: Norm = "l1", *, backend: str = "auto") -> torch.Tensor:
+    """:func:`top` of the :func:`column_norms` of S.
 
     With ``norm="l2"`` the kept columns hold at least rank/n of |S|_F^2; l1 carries no such guarantee.
     """
-    return torch.topk(column_norms(S, norm), rank, sorted=False).indices.to(torch.int32)
+    return top(column_norms(S, norm, backend=backend), rank)
+
+
+def gather_columns(
+    S: torch.Tensor, columns: torch.Tensor, *, out: torch.Tensor | None = None, backend: str = "auto"
+) -> torch.Tensor:
+    """S[:, columns] for int32 ``columns``, each in [0, n)."""
+    if out is None:
+        out = S.new_empty(S.shape[0], columns.numel())
+    dispatch.module(backend, S).gather_columns(S, columns, out)
+    return out
 
 
 def dct_select(
@@ -76,16 +116,55 @@ def dct_select(
     norm: Norm = "l1",
     by: By = "matmul",
     basis: torch.Tensor | None = None,
+    *,
+    workspace: Workspace | None = None,
+    backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(a, columns): the projection of A on the ``rank`` best aligned columns of the basis, and their int32 indices.
 
     Right: S = A B, a = S[:, columns] (m x r). Left: S = B^T A, a = S[columns, :] (r x n). The projection is read off
-    S, so there is no second GEMM. P is ``dct_basis(n, by)[:, columns]`` with n the projected side.
+    S, so there is no second GEMM; by FFT in float32 on a CPU, S itself is never formed: norms and kept columns come
+    from the spectrum. P is ``dct_basis(n, by)[:, columns]`` with n the projected side.
     """
-    S = dct_project(A if side == "right" else A.mT, by, basis)
-    columns = select_top(S, rank, norm)
-    a = S.index_select(1, columns)
-    return (a if side == "right" else a.mT), columns
+    rows = A if side == "right" else A.mT
+    if by == "fft" and A.numel() and dispatch.name(backend, A) == "numba":
+        a, columns = _select_from_spectrum(rows, rank, norm, workspace or Workspace())
+        return (a if side == "right" else a.mT), columns
+    if by == "fft" or side == "right":
+        S = dct_project(rows, by, basis)
+        columns = select_top(S, rank, norm, backend=backend)
+        a = gather_columns(S, columns, backend=backend)
+        return (a if side == "right" else a.mT), columns
+    B = dct_basis(A.shape[0], by, A.dtype, A.device) if basis is None else basis
+    S = blas.matmul(B.mT, A)
+    columns = select_top(S.mT, rank, norm, backend=backend)
+    return S.index_select(0, columns), columns
+
+
+def _select_from_spectrum(
+    A: torch.Tensor, rank: int, norm: Norm, workspace: Workspace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(A Q^T[:, columns], columns) for float32 rows on a CPU."""
+    from reference.kernels.project import numba_cpu
+
+    m, n = A.shape
+    ordered = workspace.take("ordered", (m, n), A.dtype, A.device)
+    numba_cpu.makhoul_order(A.contiguous(), ordered)
+    F = torch.fft.rfft(ordered)
+    bins = F.shape[1]
+    cosine, sine = _twiddles(n, A.dtype, A.device)
+    low, high = _both_halves(n, A.dtype, A.device)
+    norms = torch.empty(2 * bins, dtype=A.dtype)
+    numba_cpu.spectrum_norms(F, low, high, norm, norms)
+    # column k of the upper half is the mirror of bin n - k
+    columns = top(torch.cat((norms[:bins], norms[bins + 1 : bins + 1 + n - bins].flip(0))), rank)
+    mirrored = columns >= bins
+    out = torch.empty(m, rank, dtype=A.dtype)
+    numba_cpu.spectrum_gather(
+        F, torch.where(mirrored, n - columns, columns).to(torch.int32), cosine[columns.long()],
+        torch.where(mirrored, -1.0, 1.0) * sine[columns.long()], out,
+    )
+    return out, columns
 
 
 def _makhoul(A: torch.Tensor) -> torch.Tensor:
@@ -109,3 +188,14 @@ def _twiddles(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.T
     scale[0] = 2 / math.sqrt(4 * n)
     angle = k * (math.pi / (2 * n))
     return (scale * torch.cos(angle)).to(dtype), (scale * torch.sin(angle)).to(dtype)
+
+
+@lru_cache(maxsize=32)
+def _both_halves(n: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of (Re F_k, Im F_k) for S[k] and for S[n - k], each 2 x bins; zero where k has no mirror."""
+    cosine, sine = _twiddles(n, dtype, device)
+    bins = n // 2 + 1
+    high = torch.zeros(2, bins, dtype=dtype, device=device)
+    mirrors = torch.arange(1, n - bins + 1, device=device)
+    high[:, mirrors] = torch.stack((cosine[n - mirrors], -sine[n - mirrors]))
+    return torch.stack((cosine[:bins], sine[:bins])).contiguous(), high
