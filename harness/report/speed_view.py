@@ -89,7 +89,7 @@ def _quantiles(values: pd.Series) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured ceilings of one machine for one number of threads: memory streams in bytes/s and FLOP/s."""
+    """Measured ceilings of one device, a CPU's for one number of threads: memory streams in bytes/s and FLOP/s."""
 
     streams: Mapping[str, float]
     flops_per_s: float | None
@@ -109,11 +109,10 @@ class Limits:
 
 
 def limits_for(ceilings: Mapping[str, Any], threads: Any, device: str) -> Limits | None:
-    """The ceilings measured with as many threads as the cell uses (1 without such an axis), None without any."""
-    measured = ceilings.get("threads")
-    if device != "cpu" or not isinstance(measured, Mapping):
-        return None
-    found = measured.get(str(threads if threads is not None else 1))
+    """The ceilings of the device: on a CPU with as many threads as the cell uses (1 without such an axis)."""
+    asked = str(threads if threads is not None else 1) if device == "cpu" else device
+    measured = ceilings.get("threads" if device == "cpu" else "devices")
+    found = measured.get(asked) if isinstance(measured, Mapping) else None
     if not isinstance(found, Mapping):
         return None
     names = {"read_bytes_per_s": "read", "copy_bytes_per_s": "copy", "triad_bytes_per_s": "triad"}

@@ -109,6 +109,14 @@ def test_the_ceiling_is_that_of_the_cells_threads(fast_project):
     assert one.least_ns / every.least_ns == pytest.approx(1.7)
 
 
+def test_the_ceiling_of_a_gpu_is_its_own(fast_project):
+    measured = {"copy_bytes_per_s": 2e12, "read_bytes_per_s": 3e12, "flops_per_s": 5e13, "array_bytes": 2**28}
+    made = fast_project.record("ours", 1e5, device="cuda:0", point={"n": 2**20})
+    ceilings = {"threads": {"1": {"copy_bytes_per_s": 1e9}}, "devices": {"cuda:0": measured}}
+    arm = only(rows_of(fast_project, [made], ceilings=ceilings))
+    assert arm.share.least_ns == pytest.approx(12 * 2**20 / 2e12 * 1e9) and arm.share.binds == "memory"
+
+
 def test_an_arm_without_a_result_keeps_its_status_and_reason(fast_project):
     make = fast_project.record
     rows = rows_of(fast_project, [

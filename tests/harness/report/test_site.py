@@ -193,6 +193,15 @@ def test_what_the_judge_writes_is_what_the_pages_read(root, runs):
     assert speedup is not None and f'<data value="{speedup.point!r}">' in page
 
 
+def test_the_ceilings_of_every_device_are_listed(root, another_run):
+    devices = {"cuda:0": {"copy_bytes_per_s": 2.5e12, "flops_per_s": 5e13}}
+    ceilings = {"threads": {"1": {"copy_bytes_per_s": 19e9}}, "devices": devices}
+    another_run(root, "20260404-000000-small", 1775000000.0, ceilings=ceilings)
+    page = text(build(root) / "papers/sums/two_pass.html")
+    assert '<td>cuda:0</td><td class="n">–</td><td class="n"><data value="2500000000000.0">2.50\u202fTB/s' in page
+    assert '<data value="19000000000.0">' in page
+
+
 def test_the_noise_check_is_announced(root, another_run):
     another_run(
         root,
