@@ -223,6 +223,12 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     bits |= unsigned(cpu::lane_value<int>(slots, lane)) << lane;
   return bits;
 }
+inline int __reduce_max_sync(unsigned, int value) {
+  const std::uint64_t* slots = cpu::exchange(value);
+  for (int lane = 0; lane < cpu::warp_size(cpu::current->place / 32); ++lane)
+    value = max(value, cpu::lane_value<int>(slots, lane));
+  return value;
+}
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
@@ -238,6 +244,12 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __frcp_rn(float a) { return 1.0f / a; }
 inline int __float2int_rn(float a) { return int(std::nearbyintf(a)); }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
+  std::uint64_t bytes = std::uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (places >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
 inline int __ffs(int v) { return __builtin_ffs(v); }
