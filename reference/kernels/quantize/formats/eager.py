@@ -78,7 +78,8 @@ def extremes(values: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         torch.nn.functional.pad(rows, (0, missing), value=filler).view(-1, layout.group)
         if missing else rows.view(-1, layout.group) for filler in (float("inf"), float("-inf"))
     )
-    return low.amin(1).view(-1, layout.period).amin(0), high.amax(1).view(-1, layout.period).amax(0)
+    ends = low.amin(1).view(-1, layout.period).amin(0), high.amax(1).view(-1, layout.period).amax(0)
+    return ends[0].float(), ends[1].float()
 
 
 def fit_uniform(low: Tensor, high: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None) -> None:
@@ -114,7 +115,7 @@ def dequantize_log(codes: Tensor, table: Tensor, bits: int, each: int, out: Tens
 
 def mean_magnitude(x: Tensor) -> float:
     """mean |x|, summed in float64."""
-    return float(x.abs().sum(dtype=torch.float64)) / x.numel()
+    return float(torch.linalg.vector_norm(x, 1, dtype=torch.float64)) / x.numel()
 
 
 def quantize_ternary(x: Tensor, threshold: float, mask: Tensor, sign: Tensor) -> tuple[int, float]:
