@@ -7,7 +7,8 @@ it, so :func:`kernel` loads first and leaves the compiler for when something mus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -18,7 +19,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class _CodeCache(FunctionCache):
-    """Numba's disk cache, loading with the run-time system alone."""
+    """Numba's disk cache, loading with the run-time system alone, and void when one of ``sources`` changes."""
+
+    def __init__(self, function: Callable[..., Any], sources: Sequence[Path]):
+        super().__init__(function)
+        if sources:
+            stamps = [(status.st_mtime, status.st_size) for status in map(Path.stat, sources)]
+            self._cache_file._source_stamp = (self._cache_file._source_stamp, *stamps)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         # Loaded code calls into the run-time system (allocation, exceptions), which refresh() would have set up.
@@ -27,17 +34,18 @@ class _CodeCache(FunctionCache):
             return self._load_overload(sig, target_context)
 
 
-def kernel(**options: Any) -> Callable[[Function], Function]:
+def kernel(sources: Sequence[Path] = (), **options: Any) -> Callable[[Function], Function]:
     """As ``numba.njit(cache=True, **options)``; only the start is faster, the cached files are the same.
 
-    The cache is keyed by the file that holds the function: what it inlines from other files may change unnoticed.
+    The cache is keyed by the file that holds the function and by ``sources``: name the files of the functions that it
+    inlines, or they may change unnoticed.
     """
 
     def decorate(function: Function) -> Function:
         dispatcher = numba.njit(cache=True, **options)(function)
         # The attribute is Numba's own, and private: without it the ordinary cache does the same, slowly.
         if isinstance(getattr(dispatcher, "_cache", None), FunctionCache):
-            dispatcher._cache = _CodeCache(function)
+            dispatcher._cache = _CodeCache(function, sources)
         return dispatcher
 
     return decorate

@@ -84,3 +84,27 @@ def test_changed_code_is_compiled_anew(project, request):
     changed = SOURCE.replace("x[i] * factor", "factor * x[i]")
     (project / "kernels.py").write_text(changed + "\n# another size\n")
     assert run(project, root) == "compiler"
+
+
+HELPER = "import numba\n\n@numba.njit\ndef factor():\n    return {}\n"
+CALLER = """
+from pathlib import Path
+import helper
+from reference.kernels.jit import kernel
+
+@kernel(sources=[Path(helper.__file__)])
+def twice(x):
+    return helper.factor() * x
+"""
+
+
+def test_a_change_in_a_named_source_is_compiled_anew(tmp_path, request):
+    root = request.config.rootpath
+    (tmp_path / "caller.py").write_text(CALLER)
+    environment = {"PYTHONPATH": f"{tmp_path}:{root}", "PATH": "/usr/bin:/bin",
+                   "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for factor in ("2", "10"):
+        (tmp_path / "helper.py").write_text(HELPER.format(factor))
+        done = subprocess.run([sys.executable, "-c", "import caller; print(caller.twice(3))"], cwd=tmp_path,
+                              capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout == f"{3 * int(factor)}\n"
