@@ -16,7 +16,7 @@ LOWEST_KEY = (127 - 24) << 8
 HIGHEST_KEY = 127 << 8
 BINS = HIGHEST_KEY - LOWEST_KEY + 2
 
-# The lane table splits |x| into 32 octaves from 2^-31 to 1, each into as many bins as its codes need. Where parts begin:
+# The lane table splits |x| into 32 octaves from 2^-31 to 1, each into as many bins as its codes need. Parts begin at:
 LOWEST_OCTAVE = 127 - 31
 SHIFTS_AT, OFFSETS_AT, BASE_AT, MIDPOINTS_AT, DECODE_AT, LANE_TABLE_BYTES = 0, 128, 256, 768, 1792, 2816
 

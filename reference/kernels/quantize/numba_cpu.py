@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
 from reference.kernels.quantize import numba_kernels as kernels
+from reference.kernels.quantize import numba_lanes
 from reference.kernels.quantize.maps import lane_table, search_table
+from reference.kernels.quantize.numba_kernels import Table
 from reference.kernels.quantize.settings import AdamSettings, LionSettings, MomentumSettings
 
 Array = np.ndarray
@@ -20,20 +22,6 @@ State = tuple[Tensor, Tensor, Tensor]
 
 # Below this many entries starting the threads costs more than they save.
 PARALLEL_FROM = 2**16
-
-
-class Table(NamedTuple):
-    """What the kernels need of a map; ``zero`` is the code of 0."""
-
-    code: Array
-    base: Array
-    midpoints: Array
-    steps: int
-    zero: int
-    wide: bool
-    lanes: Array
-    magnitude: int
-    signs: int
 
 
 def quantize(x: Tensor, code: Tensor, block: int, codes: Tensor, absmax: Tensor, keep_sign: bool = False) -> None:
@@ -108,12 +96,12 @@ def _table(code: Tensor) -> Table:
 def _cached_table(code: Tensor, version: int, wide: bool) -> Table:
     search, lanes = search_table(code), lane_table(code) if wide else None
     zero = int(np.searchsorted(search.midpoints[:-1], np.float32(0)))
-    data, masks = (np.empty(0, np.uint8), (0, 0)) if lanes is None else (lanes.data, (lanes.magnitude, lanes.signs))
-    return Table(code.numpy(), search.base, search.midpoints, search.steps, zero, lanes is not None, data, *masks)
+    data, masks = (np.empty(1, np.uint8), (0, 0)) if lanes is None else (lanes.data, (lanes.magnitude, lanes.signs))
+    return Table(code.numpy(), search.base, search.midpoints, data, search.steps, zero, *masks, lanes is not None)
 
 
 @lru_cache(maxsize=1)
 def can_go_wide() -> bool:
     """Whether the kernels are compiled for a CPU that looks bytes up in whole registers."""
     features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    return all(f"+{name}" in features.split(",") for name in kernels.WIDE_NEEDS)
+    return all(f"+{name}" in features.split(",") for name in numba_lanes.NEEDS)
