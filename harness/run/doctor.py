@@ -14,12 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from harness.plan.machine import Machine
+from harness.plan.machine import Machine, software
 
 Severity = Literal["ok", "note", "warning", "unknown"]
 _CPU = "sys/devices/system/cpu"
 _GIB = 2**30
 _FAST_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
+_DRIVER_FILES = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg")
 _PEERS = {
     "bitsandbytes": "the 8-bit optimizer arms", "galore_torch": "the original GaLore arms", "triton": "GPU kernels",
 }
@@ -236,15 +237,27 @@ def peers(installed: Callable[[str], bool]) -> list[Finding]:
     return missing or [Finding("peers", "ok", "all installed")]
 
 
-def cuda(root: Path, machine: Machine) -> Finding:
-    """Whether a GPU is there and visible to the plan."""
-    found = [device.name for device in machine.devices if device.kind == "cuda"]
+def cuda(root: Path, machine: Machine, installed: Callable[[str], bool] = lambda name: find_spec(name) is not None,
+         environ: Mapping[str, str] = os.environ, torch_version: str | None = None) -> Finding:
+    """Whether a GPU is there, visible to the plan, and of use to the installed torch (None: ask what is installed)."""
+    found = [device for device in machine.devices if device.kind == "cuda"]
     if found:
-        return Finding("cuda", "ok", ", ".join(found))
-    if (root / "proc/driver/nvidia/version").exists():
-        return Finding("cuda", "warning", "a driver is loaded, but no device is visible",
-                       "pip install nvidia-ml-py, and check CUDA_VISIBLE_DEVICES")
-    return Finding("cuda", "note", "none", "cells for cuda are skipped with this reason")
+        seen = ", ".join(f"{device.id} {device.name}" for device in found)
+        version = software().get("torch", "") if torch_version is None else torch_version
+        if version.endswith("+cpu"):
+            return Finding("cuda", "warning", f"{seen}, but torch {version} is a build without CUDA",
+                           "install a CUDA build: https://pytorch.org/get-started/locally")
+        return Finding("cuda", "ok", seen)
+    if not any((root / path).exists() for path in _DRIVER_FILES):
+        return Finding("cuda", "note", "none", "cells for cuda are skipped with this reason")
+    if not installed("pynvml"):
+        return Finding("cuda", "warning", "a driver is loaded, but nvidia-ml-py is not installed, so no GPU is seen",
+                       "pip install nvidia-ml-py")
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        return Finding("cuda", "warning",
+                       f"a driver is loaded, but CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']} shows no GPU",
+                       "unset it, or name GPUs by the index or UUID that nvidia-smi -L prints")
+    return Finding("cuda", "warning", "a driver is loaded, but it shows no GPU", "see what is wrong with: nvidia-smi")
 
 
 def examine(machine: Machine, folder: Path, pause: Callable[[float], None], root: Path = Path("/"),

@@ -28,6 +28,7 @@ from harness.run.oracles import ask
 from harness.run.progress import Progress
 from harness.run.protocol import Job, Limits
 from harness.run.session import RunOptions, run
+from harness.run.workspace import needs_of, stored_needs
 
 PACE = "smoke budget"  # the one check that a busy machine can fail for a good suite
 SMOKE_LIMIT_S = 3.0
@@ -151,7 +152,8 @@ def _smoke(engine: Engine, root: Path, entry: Entry, watch: _Watch) -> list[Chec
             result = run(root, request, RunOptions(out=Path(folder) / "smoke"), watch, engine)
         except LitmusError as error:
             return [Check("smoke run", False, str(error))]
-    return [_all_ok(entry, watch), _budget(watch), _computable(entry.card, result.verdicts)]
+    return [_all_ok(entry, watch), _budget(watch), _workspace(root, entry, watch),
+            _computable(entry.card, result.verdicts)]
 
 
 def _own(entry: Entry, watch: _Watch) -> list[Record]:
@@ -176,6 +178,15 @@ def _budget(watch: _Watch) -> Check:
     if crowded > _CROWDED:
         detail += f" (the machine has {crowded:.1f} times as much to do as cores to do it)"
     return Check(PACE, spent_s <= _SMOKE_SLACK * SMOKE_LIMIT_S * crowded, detail)
+
+
+def _workspace(root: Path, entry: Entry, watch: _Watch) -> Check:
+    """No arm allocates more than it declares, here and in the newest stored run of this code."""
+    needs = [*needs_of(_own(entry, watch)), *stored_needs(root, entry)]
+    faults = [fault for need in needs if (fault := need.fault)]
+    largest = max((need.input_bytes for need in needs), default=0)
+    note = f"{len(needs)} calls keep what they declared, on inputs of up to {largest / 2**20:.3g} MiB"
+    return Check("workspace", not faults, "; ".join(faults) or (note if needs else "no arm declares one"))
 
 
 def _computable(card: Card, verdicts: Any) -> Check:

@@ -4,7 +4,9 @@ A cold call runs after a write of twice the L2 cache, alone between two events; 
 run one after another between two events, after one call of each input set. Before every pair of events the device is
 kept busy for a while, so that the calls wait in its queue when it gets to them and the time of launching them is not in
 the sample. Where a pair's first event had already passed when the last call was launched, the launch may have been
-waited for: such pairs are counted as ``late``. Compilation, first calls and calibration are outside the samples.
+waited for: the sample is taken again with more time ahead. An arm for which no time is enough, such as one that waits
+for the device itself, keeps those pairs, and they are counted as ``late``. Compilation, first calls and calibration are
+outside the samples.
 """
 
 from __future__ import annotations
@@ -72,7 +74,10 @@ class CudaDevice(Protocol):
 
 @dataclass
 class _Pace:
-    """How one arm is fed in one state: the time to keep the device busy ahead, and the calls between two events."""
+    """How one arm is fed in one state: the time to keep the device busy ahead, and the calls between two events.
+
+    ``late`` of the ``pairs`` of events in its samples may hold launch time.
+    """
 
     width: int
     lead_ns: int = _LEAST_LEAD_NS
@@ -81,14 +86,10 @@ class _Pace:
     hopeless: bool = False
     stray_ns: int | None = None
 
-    def saw(self, late: bool) -> None:
-        """Give a late arm more time ahead, then fewer calls; one that waits for the device itself is late at any."""
-        self.pairs += 1
-        self.late += late
-        if not late or self.hopeless:
-            return
+    def slow_down(self) -> None:
+        """More time ahead, then fewer calls in a row; an arm that is late even so is late at any pace."""
         if self.lead_ns < _MOST_LEAD_NS:
-            self.lead_ns = min(2 * self.lead_ns, _MOST_LEAD_NS)
+            self.lead_ns = min(4 * self.lead_ns, _MOST_LEAD_NS)
         elif self.width > 1:
             self.width //= 8
         else:
@@ -122,28 +123,34 @@ class CudaTimer:
         if state == WARM:
             for call in bench.schedule(len(bench.bound), start):
                 call()  # the cold sample before this one has flushed what they read
-        schedule, pairs = bench.schedule(calls, start), []
-        while schedule:
-            batch, schedule = schedule[: pace.width], schedule[pace.width :]
-            pairs.append(self._pair(batch, pace, state))
-        self.device.wait(pairs[-1][1])
-        begin = self._now()
-        self.device.synchronise()
-        pace.ended(self._now() - begin)
-        return max(1, round(sum(self.device.between_ns(first, last) for first, last in pairs)))
+        schedule = bench.schedule(calls, start)
+        elapsed_ns, late, pairs = self._take(schedule, pace, state)
+        while late and not pace.hopeless:
+            pace.slow_down()
+            elapsed_ns, late, pairs = self._take(schedule, pace, state)
+        pace.late, pace.pairs = pace.late + late, pace.pairs + pairs
+        return max(1, round(elapsed_ns))
 
     def _pace(self, arm: str, state: str) -> _Pace:
         return self._paces.setdefault((arm, state), _Pace(1 if state == COLD else _BATCH))
 
-    def _pair(self, batch: Sequence[Call], pace: _Pace, state: str) -> tuple[Any, Any]:
-        self.device.spin(pace.lead_ns)
-        if state == COLD:
-            self.device.flush()
-        first = self.device.event()
-        for call in batch:
-            call()
-        pace.saw(self.device.passed(first))
-        return first, self.device.event()
+    def _take(self, schedule: Sequence[Call], pace: _Pace, state: str) -> tuple[float, int, int]:
+        """(device time, late pairs, pairs) of one pass over ``schedule``."""
+        late, pairs = 0, []
+        for at in range(0, len(schedule), pace.width):
+            self.device.spin(pace.lead_ns)
+            if state == COLD:
+                self.device.flush()
+            first = self.device.event()
+            for call in schedule[at : at + pace.width]:
+                call()
+            late += self.device.passed(first)
+            pairs.append((first, self.device.event()))
+        self.device.wait(pairs[-1][1])
+        begin = self._now()
+        self.device.synchronise()
+        pace.ended(self._now() - begin)
+        return sum(self.device.between_ns(first, last) for first, last in pairs), late, len(pairs)
 
     def opened(self) -> None:
         """Look at the clocks."""

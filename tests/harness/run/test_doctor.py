@@ -132,9 +132,25 @@ def test_disk_and_peers_and_cuda(tmp_path):
     machine = Machine("CPU", 2, 2**34, {}, (), "Linux", (Device("cpu", "CPU", 2**34),))
     gpu = Machine("CPU", 2, 2**34, {}, (), "Linux", (Device("cpu", "CPU", 2**34), Device("cuda:0", "GPU", 2**36)))
     assert doctor.cuda(tmp_path, machine).severity == "note"
-    assert doctor.cuda(tmp_path, gpu).seen == "GPU"
-    files(tmp_path, **{"proc/driver/nvidia/version": "NVRM\n"})
-    assert doctor.cuda(tmp_path, machine).severity == "warning"
+    found = doctor.cuda(tmp_path, gpu, torch_version="2.13.0+cu130")
+    assert (found.severity, found.seen) == ("ok", "cuda:0 GPU")
+    found = doctor.cuda(tmp_path, gpu, torch_version="2.13.0+cpu")
+    assert found.severity == "warning" and "build without CUDA" in found.seen
+
+
+@pytest.mark.parametrize("path", ["proc/driver/nvidia/version", "dev/nvidiactl", "dev/dxg"])
+@pytest.mark.parametrize(("installed", "environ", "advice"), [
+    (False, {}, "pip install nvidia-ml-py"),
+    (True, {"CUDA_VISIBLE_DEVICES": "7"}, "nvidia-smi -L"),
+    (True, {}, "nvidia-smi"),
+])
+def test_a_driver_without_a_visible_device_is_a_warning_with_its_cause(tmp_path, path, installed, environ, advice):
+    files(tmp_path, **{path: ""})
+    machine = Machine("CPU", 2, 2**34, {}, (), "Linux", (Device("cpu", "CPU", 2**34),))
+    finding = doctor.cuda(tmp_path, machine, lambda name: installed or name != "pynvml", environ)
+    assert finding.severity == "warning" and advice in finding.advice
+    if environ:
+        assert "CUDA_VISIBLE_DEVICES=7" in finding.seen
 
 
 def test_this_machine_is_examined_whole(tmp_path):
