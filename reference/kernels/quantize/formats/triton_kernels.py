@@ -12,8 +12,8 @@ import triton.language as tl
 
 from reference.kernels.quantize.formats import books, grid
 
-_MIDPOINTS = tuple(tl.constexpr(value) for value in books.NF4_MIDPOINTS)
-_VALUES = tuple(tl.constexpr(value) for value in books.NF4_VALUES)
+_MIDPOINTS = tl.constexpr(books.NF4_MIDPOINTS)
+_VALUES = tl.constexpr(books.NF4_VALUES)
 _NF4_ZERO = tl.constexpr(books.NF4_ZERO)
 _NF4_SMALLEST = tl.constexpr(books.NF4_SMALLEST)
 _SMALLEST_SCALE = tl.constexpr(grid.SMALLEST_SCALE)
@@ -34,7 +34,7 @@ def _places(count: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def _nf4_code(x):
     """How many midpoints are below ``x``, by bisection."""
-    m = _MIDPOINTS
+    m: tl.constexpr = _MIDPOINTS
     a = x > m[7]
     b = x > tl.where(a, m[11], m[3])
     c = x > tl.where(a, tl.where(b, m[13], m[9]), tl.where(b, m[5], m[1]))
@@ -46,7 +46,7 @@ def _nf4_code(x):
 
 @triton.jit
 def _nf4_value(code):
-    v = _VALUES
+    v: tl.constexpr = _VALUES
     a, b, c, d = (code & 8) > 0, (code & 4) > 0, (code & 2) > 0, (code & 1) > 0
     top = tl.where(c, tl.where(d, v[15], v[14]), tl.where(d, v[13], v[12]))
     upper = tl.where(c, tl.where(d, v[11], v[10]), tl.where(d, v[9], v[8]))
