@@ -20,10 +20,11 @@ Tensor = torch.Tensor
 State = tuple[Tensor, Tensor, Tensor]
 
 BLOCKS = tuple(2**exponent for exponent in range(6, 13))
-TILE = 2048  # entries of a program, where a block is not larger
+TILE, TILE_WARPS = 2048, 8  # entries of a program, where a block is not larger
 PIECES = (256, 4096)
-DEQUANTIZED = 4096  # entries of a program
-ENTRIES_A_THREAD = 8
+DEQUANTIZED, DEQUANTIZE_WARPS = 4096, 8  # entries of a program
+# Products and sums are rounded one by one. Given its own choice, ptxas spills registers to have more threads at once.
+OPTIONS = {"enable_fp_fusion": False, "maxnreg": 128}
 ONE_BLOCK = 62  # shifts every index to 0
 
 _ADAM = ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "decay", "step_size", "eps_hat")
@@ -48,10 +49,10 @@ def plan(n: int, block: int) -> Plan:
         block = max(BLOCKS[0], 1 << (n - 1).bit_length())
     if block in BLOCKS:
         rows = max(1, TILE // block)
-        return Plan(rows, block, -(-n // (rows * block)), rows * block // (32 * ENTRIES_A_THREAD))
+        return Plan(rows, block, -(-n // (rows * block)), TILE_WARPS)
     piece = PIECES[0] if block <= PIECES[0] else PIECES[1]
     pieces = -(-n // block) * -(-min(block, n) // piece)
-    return Plan(0, piece, pieces, piece // (32 * ENTRIES_A_THREAD))
+    return Plan(0, piece, pieces, piece // 256)
 
 
 def quantize(x: Tensor, code: Tensor, block: int, codes: Tensor, absmax: Tensor, keep_sign: bool = False) -> None:
@@ -76,7 +77,7 @@ def dequantize(codes: Tensor, absmax: Tensor, code: Tensor, block: int, out: Ten
     with _current(out):
         triton_kernels.dequantize_entries[(-(-n // DEQUANTIZED),)](
             codes, absmax, code, out, n, block, shift, SHIFTED=block >= n or block == 1 << shift, ENTRIES=DEQUANTIZED,
-            num_warps=8, enable_fp_fusion=False,
+            num_warps=DEQUANTIZE_WARPS, **OPTIONS,
         )
 
 
@@ -121,7 +122,7 @@ def _step(kernels: tuple[Any, Any], p: Tensor, g: Tensor, states: tuple[tuple[St
 
 
 def _launch(kernel: Any, chosen: Plan, *arguments: Any, **constants: Any) -> None:
-    kernel[(chosen.grid,)](*arguments, **constants, num_warps=chosen.warps, enable_fp_fusion=False)
+    kernel[(chosen.grid,)](*arguments, **constants, num_warps=chosen.warps, **OPTIONS)
 
 
 def _each(n: int, block: int, chosen: Plan) -> int:

@@ -16,6 +16,7 @@ _MIDPOINTS = tl.constexpr(gpu_book.MIDPOINTS)
 _HEADER = tl.constexpr(gpu_book.HEADER)
 _BINS = tl.constexpr(gpu_book.BINS)
 _INFINITE = tl.constexpr(0x7F800000)
+_ONE = tl.constexpr(0x3F800000)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 
 
@@ -32,7 +33,7 @@ def _magnitude(x):
 def _encode(x, bits, book):
     """The codes, uint8, of ``x`` in blocks whose scale has the bits ``bits``."""
     usable = (bits > 0) & (bits < _INFINITE)
-    quotient = tl.where(usable, tl.div_rn(x, tl.where(usable, bits, 1).to(tl.float32, bitcast=True)), 0.0)
+    quotient = tl.where(usable, tl.div_rn(x, tl.where(usable, bits, _ONE).to(tl.float32, bitcast=True)), 0.0)
     if tl.load(book + _HEADER + 3) > 0:
         key = (quotient + 0.0).to(tl.int32, bitcast=True)  # -0 becomes +0
         sign = key >> 31

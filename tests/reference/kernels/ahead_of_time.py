@@ -42,7 +42,8 @@ def compiled(request: dict) -> dict[int, dict[str, int]]:
             constexprs={(order[name],): value for name, value in request["constexprs"].items()}, attrs=attributes,
         )
         done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=request["options"])
-        answer[capability] = {"shared_bytes": done.metadata.shared, **resources(done.asm["cubin"])}
+        fused = done.asm["ptx"].count("fma.rn.f32")
+        answer[capability] = {"shared_bytes": done.metadata.shared, "fused": fused, **resources(done.asm["cubin"])}
     return answer
 
 

@@ -48,8 +48,9 @@ def aot() -> Iterator[Callable[..., dict[int, dict[str, int]]]]:
 
     ``signature`` maps argument names to Triton types (``*fp32``, ``i64``), ``constexprs`` the rest to values,
     ``divisible`` names arguments known to be multiples of 16, ``options`` are num_warps, num_stages and the like.
-    Returns {80: {"shared_bytes", "registers", "stack_bytes"}, 90: ...}; ``registers`` and ``stack_bytes`` (where
-    spills live) are absent where cuobjdump is. Fails with Triton's message when it does not compile.
+    Returns {80: {"shared_bytes", "fused", "registers", "stack_bytes"}, 90: ...}: ``fused`` counts float32 multiply-adds
+    of one rounding; ``registers`` and ``stack_bytes`` (where spills live) are absent where cuobjdump is. Fails with
+    Triton's message when it does not compile.
     """
     pytest.importorskip("triton")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
