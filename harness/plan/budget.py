@@ -33,6 +33,17 @@ def breadth_first(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for together in rounds for cell in together if cell is not None]
 
 
+def side_by_side(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells in groups that may run at the same time: one each on the CPU, one group for each CUDA device.
+
+    A device's memory holds one cell at a time, as its card says; inside a group the order stays.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.id if cell.device == "cpu" else cell.device, []).append(cell)
+    return list(groups.values())
+
+
 def fit(cells: Sequence[Cell], budget_s: float, durations: Durations, slots: int) -> tuple[list[Cell], list[Cell]]:
     """(cells that fit, cells that do not), of ``cells`` in the order of importance.
 

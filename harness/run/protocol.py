@@ -22,6 +22,8 @@ from harness.records.record import Record, Status
 Task = Literal["trial", "speed", "ceilings", "judge", "inspect", "oracle"]
 PREPARE_LIMIT_S = 900.0
 STARTUP_LIMIT_S = 60.0
+# What CUDA and its libraries keep resident on the host before a cell asks for anything.
+CUDA_HOST_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,20 @@ class Ending:
 
 
 def cell_job(cell: Cell, root: str, arms: tuple[str, ...], process: int = 0) -> Job:
-    """The job that runs ``arms`` of ``cell``."""
+    """The job that runs ``arms`` of ``cell``; ``cell.memory_gib`` is what they may take, on the host and on a device."""
+    cuda = cell.device != "cpu"
     return Job(
         task=cell.kind,
         root=root,
         limits=Limits(
             arm_s=cell.timeout_s,
-            memory_bytes=int(cell.memory_gib * 2**30),
+            memory_bytes=int(cell.memory_gib * 2**30) + (CUDA_HOST_BYTES if cuda else 0),
             startup_s=STARTUP_LIMIT_S + cell.timeout_s,
         ),
         arms=arms,
         cell=cell.to_json(),
         process=process,
-        fresh=cell.device != "cpu",
+        fresh=cuda,
     )
 
 

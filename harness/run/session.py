@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import LitmusError
-from harness.plan.budget import Durations, breadth_first, fit
+from harness.plan.budget import Durations, breadth_first, fit, side_by_side
 from harness.plan.cell import Cell
 from harness.plan.code import library_modules
 from harness.plan.machine import Machine, this_machine
@@ -200,8 +200,7 @@ class _Session:
             yardsticks.canary(occasion, devices)
         if not self.info.ceilings:
             self._tell(ceilings=yardsticks.ceilings(planned))
-        for cell in cells:
-            self._one(cell)
+        self._in_turn(cells)
         yardsticks.canary(occasion + 1, devices)
         self._tell(canary=Yardsticks.summary(self._records.values()))
 
@@ -211,9 +210,9 @@ class _Session:
         write_run_info(self.folder, self.info)
 
     def _trial_lane(self, cells: list[Cell]) -> None:
-        """Trial cells side by side, one thread each."""
+        """Trial cells side by side, one thread each; those of a CUDA device one after another."""
         with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="lane") as pool:
-            futures = [pool.submit(self._one, cell) for cell in cells]
+            futures = [pool.submit(self._in_turn, group) for group in side_by_side(cells)]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -222,6 +221,10 @@ class _Session:
                 for future in futures:
                     future.cancel()
                 raise
+
+    def _in_turn(self, cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            self._one(cell)
 
     def _one(self, cell: Cell) -> None:
         left, estimate_s = self._left(cell), self.durations.estimate_s(cell)

@@ -131,7 +131,7 @@ def _claimed(job: Job, cell: Cell, outbox: Outbox) -> bool:
 
     reason = unusable(cell.device)
     if reason is None:
-        claim(cell.device, None if job.argument.get("unlimited") else job.limits.memory_bytes)
+        claim(cell.device, None if job.argument.get("unlimited") else int(cell.memory_gib * 2**30))
         return True
     for arm in job.arms:
         outbox.record(blank_record(cell, arm, "skipped", reason, started_at=time.time()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.declare.card import Measure
-from harness.plan.budget import DURATIONS_FILE, Durations, breadth_first, fit
+from harness.plan.budget import DURATIONS_FILE, Durations, breadth_first, fit, side_by_side
 from harness.plan.cell import Cell
 
 
@@ -88,3 +89,9 @@ def test_a_damaged_memory_is_an_empty_one(tmp_path):
         durations.remember(cell(), 1.0)
         durations.save(tmp_path)
         assert Durations.load(tmp_path, "one").estimate_s(cell()) == 1.0
+
+
+def test_trials_of_one_gpu_go_one_after_another_beside_those_of_the_cpu():
+    cells = [cell(n=0), replace(cell(n=1), device="cuda:0"), cell(n=2), replace(cell(n=3), device="cuda:1"),
+             replace(cell(n=4), device="cuda:0")]
+    assert [[item.point["n"] for item in group] for group in side_by_side(cells)] == [[0], [1, 4], [2], [3]]

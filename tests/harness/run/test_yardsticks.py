@@ -9,7 +9,7 @@ from harness.plan.cell import Cell
 from harness.records.record import Record, Samples
 from harness.run.engine.local import environment
 from harness.run.measure.canary import NAME, canary_cells
-from harness.run.protocol import Ending, blank_record
+from harness.run.protocol import CUDA_HOST_BYTES, Ending, blank_record, cell_job
 from harness.run.yardsticks import Yardsticks, devices_of
 
 
@@ -100,3 +100,9 @@ def test_workers_number_devices_as_the_plan_does(monkeypatch, order):
     if order:
         monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
     assert environment(Path("/"))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_cuda_job_has_an_interpreter_of_its_own_and_room_for_cudas_libraries():
+    cpu, cuda = (cell_job(cell(device), "/", ("a",)) for device in ("cpu", "cuda:0"))
+    assert (cpu.fresh, cuda.fresh) == (False, True)
+    assert cuda.limits.memory_bytes - cpu.limits.memory_bytes == CUDA_HOST_BYTES
