@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GRAIN = 2**15  # elements below which a second thread costs more than it brings
+
+
+def chunks_of(elements: int, threads: int) -> int:
+    """How many threads ``elements`` are worth: each gets at least ``GRAIN``."""
+    return max(1, min(threads, elements // GRAIN))
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,6 +40,7 @@ PASSES = {
     "store_shifted": Cost(1, 1, _SPLIT + 6.0),
     "sum_store_exp": Cost(1, 1, _EXP + 2.0),
     "scale": Cost(1, 1, 1.0),
+    "store_log": Cost(1, 1, 2.0),
     "online_sum": Cost(1, 0, 1.25 * (_EXP + 2.0)),
     "stream_read": Cost(1, 0, 1.0),
     "stream_copy": Cost(1, 1, 1.0),

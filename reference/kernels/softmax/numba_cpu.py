@@ -6,13 +6,20 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import config, get_num_threads, set_num_threads
 
 from reference.kernels.softmax import numba_kernels as kernels
+from reference.kernels.softmax.cost import GRAIN, chunks_of
 
-GRAIN = 2**15  # elements below which a second thread costs more than it brings
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
+
+OPS = {"softmax": kernels.SOFTMAX, "log_softmax": kernels.LOG_SOFTMAX, "log_sum_exp": kernels.LOG_SUM_EXP}
 ALGORITHMS = {
     "two_pass": kernels.TWO_PASS,
     "three_pass_recompute": kernels.THREE_PASS_RECOMPUTE,
@@ -28,44 +35,80 @@ PASSES = {
     "sum_store_exp": kernels.SUM_STORE_EXP,
     "scale": kernels.SCALE,
     "online_sum": kernels.ONLINE_SUM,
+    "store_log": kernels.STORE_LOG,
     "stream_read": kernels.STREAM_READ,
     "stream_copy": kernels.STREAM_COPY,
     "stream_scale": kernels.STREAM_SCALE,
 }
 
-
 Kernel = Callable[[np.ndarray, np.ndarray], None]
 
-
-def softmax(x: np.ndarray, out: np.ndarray, algorithm: str, threads: int | None) -> None:
-    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``; both float32 and C-contiguous."""
-    x, out = (a if isinstance(a, np.ndarray) else a.numpy() for a in (x, out))
-    with _pool_of(thread_count(threads)):
-        bind(algorithm, x.shape[0], x.shape[1], thread_count(threads))(x, out)
+__all__ = ["ALGORITHMS", "GRAIN", "PASSES", "bind", "chunks_of", "log_softmax", "log_sum_exp", "softmax"]
 
 
-def bind(algorithm: str, rows: int, n: int, threads: int) -> Kernel:
+def softmax(x: Array, out: Array, algorithm: str, threads: int | None) -> None:
+    """Write the softmax over the last axis of ``x`` (rows, n) into ``out``, which may be ``x``."""
+    _run("softmax", x, out, algorithm, threads)
+
+
+def log_softmax(x: Array, out: Array, algorithm: str, threads: int | None) -> None:
+    """Write x - ln(sum(e^x)) over the last axis of ``x`` (rows, n) into ``out``, which may be ``x``."""
+    _run("log_softmax", x, out, algorithm, threads)
+
+
+def log_sum_exp(x: Array, out: Array, algorithm: str, threads: int | None) -> None:
+    """Write ln(sum(e^x)) over the last axis of ``x`` (rows, n) into ``out`` (rows,)."""
+    _run("log_sum_exp", x, out.reshape(-1, 1), algorithm, threads)
+
+
+def _run(op: str, x: Array, out: Array, algorithm: str, threads: int | None) -> None:
+    count = thread_count(threads)
+    run = bind(algorithm, x.shape[0], x.shape[1], count, op)
+    with _pool_of(count):
+        run(plain(x), plain(out))
+
+
+def plain(x: Any) -> np.ndarray:
+    """``x`` as the kernels take it: float32, float16 as uint16, bfloat16 as int16, the same memory."""
+    if not isinstance(x, np.ndarray):
+        import torch
+
+        if x.dtype == torch.bfloat16:
+            return x.view(torch.int16).numpy()
+        x = x.numpy()
+    return x.view(np.uint16) if x.dtype == np.float16 else x
+
+
+def bind(algorithm: str, rows: int, n: int, threads: int, op: str = "softmax") -> Kernel:
     """The kernel ``f(x, out)`` for this shape, without a wrapper around it; Numba's pool must hold ``threads``.
 
-    Many rows are shared among the threads whole; a single long row in chunks, merged by the extended-exponent rule.
-    A kernel that works in chunks keeps their partial results, so it must not run twice at once.
+    ``x`` and ``out`` are (rows, n) as :func:`plain` gives them; ``out`` is (rows, 1) for log_sum_exp. Many rows are
+    shared among the threads whole; a single long row in chunks, merged by the extended-exponent rule. A kernel that
+    works in chunks keeps their partial results, so it must not run twice at once.
     """
-    code = ALGORITHMS[algorithm]
-    workers = chunks_of(rows * n, threads)
+    codes = OPS[op], ALGORITHMS[algorithm]
+    workers, chunks = chunks_of(rows * n, threads), chunks_of(n, threads)
     if workers == 1:
-        return partial(kernels.softmax_rows, code)
-    if rows >= workers:
-        return partial(_shared_rows, code, workers)
-    return partial(_chunked_rows, code, *partials(chunks_of(n, threads)))
+        return partial(_one_thread, *codes)
+    # A handful of long rows would leave threads idle at the end.
+    if chunks < workers or rows >= 8 * workers or rows % workers == 0:
+        return partial(_shared_rows, *codes, min(workers, rows))
+    return partial(_chunked_rows, *codes, *partials(chunks))
 
 
-def _shared_rows(code: int, workers: int, x: np.ndarray, out: np.ndarray) -> None:
-    kernels.parallel_rows(code, x, out, workers)
+def _one_thread(op: int, algorithm: int, x: np.ndarray, out: np.ndarray) -> None:
+    kernels.run_rows(op, algorithm, x, out, 0, x.shape[0])
 
 
-def _chunked_rows(code: int, sums: np.ndarray, exponents: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+def _shared_rows(op: int, algorithm: int, workers: int, x: np.ndarray, out: np.ndarray) -> None:
+    kernels.parallel_rows(op, algorithm, x, out, workers)
+
+
+def _chunked_rows(
+    op: int, algorithm: int, sums: np.ndarray, exponents: np.ndarray, x: np.ndarray, out: np.ndarray
+) -> None:
     for row in range(x.shape[0]):
-        kernels.softmax_row(code, x[row], out[row], sums, exponents)
+        kernels.run_row(op, algorithm, x[row], out[row], sums, exponents)
 
 
 def run_pass(
@@ -75,7 +118,8 @@ def run_pass(
     """One pass of ``PASSES`` over the vector ``x`` or into ``y``, a thread for each of the :func:`partials`.
 
     ``shift`` is the maximum, (r, r_low, k) what :func:`normaliser` gives, ``total`` the sum that ``scale`` divides by;
-    ``stream_copy`` and ``stream_scale`` multiply by ``r``. Reading passes leave their results in the partials.
+    ``stream_copy`` and ``stream_scale`` multiply by ``r``, ``store_log`` subtracts r and r_low. Reading passes leave
+    their results in the partials.
     """
     f32 = np.float32
     kernels.run_pass(
@@ -92,13 +136,14 @@ def merge(partial_sums: np.ndarray, partial_exponents: np.ndarray) -> tuple[floa
     """(m, e) with m * 2^e the sum of all m_i * 2^e_i, in the order given."""
     m, e = float(partial_sums[0]), np.float32(partial_exponents[0])
     for m_i, e_i in zip(partial_sums[1:], partial_exponents[1:], strict=True):
-        m, e = kernels.merge(m, e, float(m_i), np.float32(e_i))
+        m, e = kernels.merged(m, e, float(m_i), np.float32(e_i))
+        e = np.float32(e)
     return m, float(e)
 
 
 def normaliser(m: float, e: float = 0.0) -> tuple[float, float, float]:
     """(r, r_low, k) with 1 / (m * 2^e) = (r + r_low) * 2^-k."""
-    r, r_low, k = kernels.normaliser(float(m), np.float32(e))
+    r, r_low, k = kernels.normalised(float(m), np.float32(e))
     return float(r), float(r_low), float(k)
 
 
@@ -110,11 +155,6 @@ def log_sum(m: float, e: float) -> float:
 def thread_count(threads: int | None) -> int:
     """``threads``, or as many as Numba may use in this thread of the program."""
     return get_num_threads() if threads is None else threads
-
-
-def chunks_of(elements: int, threads: int) -> int:
-    """How many threads ``elements`` are worth: each gets at least ``GRAIN``."""
-    return max(1, min(threads, elements // GRAIN))
 
 
 @contextmanager

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
-from reference.kernels.softmax import numba_cpu, numba_kernels, truth
+from reference.kernels.softmax import numba_cpu, numba_passes, truth
+from reference.kernels.softmax.numba_vectors import elements
 
-KERNELS = Path(numba_kernels.__file__)
 F32 = np.float32
 
 
@@ -94,12 +95,12 @@ def test_normaliser_is_the_reciprocal_and_never_denormal(m, e):
 
 
 def _altered(tmp_path: Path, old: str, new: str) -> object:
-    """The kernels, compiled from a source with one constant changed."""
-    source = KERNELS.read_text()
+    """The passes, compiled from a source with one constant changed."""
+    source = Path(numba_passes.__file__).read_text()
     assert source.count(old) == 1
-    path = tmp_path / "altered_kernels.py"
+    path = tmp_path / "altered_passes.py"
     path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("altered_kernels", path)
+    spec = importlib.util.spec_from_file_location("altered_passes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -109,12 +110,23 @@ def test_a_wrong_cody_waite_constant_is_found(tmp_path):
     x = uniform(2000)
     bad = _altered(tmp_path, 'HIGH = F32(float.fromhex("-0x1.62E43p-1"))', 'HIGH = F32(float.fromhex("-0x1.62E42p-1"))')
     errors = []
-    for kernels in (numba_kernels, bad):
-        r, r_low, k = kernels.normaliser(*kernels.accumulate(x))
+    for passes in (numba_passes, bad):
         y = np.full_like(x, np.nan)
-        kernels.store(x, y, r, r_low, k)
+        _two_pass(passes)(x, y)
         errors.append(truth.error_units(y, truth.softmax(x)))
     assert errors[0] <= 8.0 < 100.0 < errors[1]
+
+
+def _two_pass(passes):
+    accumulate, normaliser, store = passes.accumulate, passes.normaliser, passes.store
+
+    @njit
+    def two_pass(x, y):
+        m, e = accumulate(elements(x), 0, x.size)
+        r, r_low, k = normaliser(m, e)
+        store(elements(x), elements(y), 0, x.size, r, r_low, k)
+
+    return two_pass
 
 
 def compiled_for(cpu: str, features: str, code: str, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -124,48 +136,73 @@ def compiled_for(cpu: str, features: str, code: str, cache: Path) -> subprocess.
 
 _ASM = """
 import numpy as np
-from reference.kernels.softmax import numba_kernels as k
-x, y, f = np.ones(4096, np.float32), np.ones(4096, np.float32), np.float32(1)
-calls = {"accumulate": (x,), "find_max": (x,), "sum_store_exp": (x, y, f), "online_sum": (x,),
-         "store": (x, y, f, f, f), "scale": (y, 1.0), "stream_read": (x,)}
+from numba import njit
+from reference.kernels.softmax import numba_passes as p
+from reference.kernels.softmax.numba_vectors import elements
+f = np.float32(1)
+calls = {"accumulate": (), "find_max": (), "sum_exp": (f,), "sum_store_exp": (f,), "online_sum": (),
+         "store": (f, f, f), "store_shifted": (f, f, f, f), "scale": (1.0,), "store_log": (f, f), "stream_read": ()}
 for name, arguments in calls.items():
-    kernel = getattr(k, name)
-    kernel(*arguments)
-    print("@@", name)
-    print(next(iter(kernel.inspect_asm().values())))
+    which = getattr(p, name)
+    places = ("y",) if name == "scale" else ("x", "y") if "store" in name else ("x",)
+    code = f"lambda x, y, a: which({', '.join(f'elements({place})' for place in places)}, 0, x.size, *a)"
+    kernel = njit(eval(code))
+    for kind in (np.float32, np.uint16, np.int16):
+        kernel(np.ones(4096, kind), np.ones(4096, kind), arguments)
+    for signature, text in kernel.inspect_asm().items():
+        print("@@", name, signature[0].dtype)
+        print(text)
 """
+STORED = ("store", "store_shifted", "sum_store_exp")
+COMPUTES = ("accumulate", "sum_exp", "online_sum", *STORED)
 
 
 def test_inner_loops_are_vectorised_with_fma(tmp_path):
     """Compiled for a plain AVX2 machine, wherever this runs on x86-64."""
     if os.uname().machine != "x86_64":
         pytest.skip("looks at x86-64 assembly")
-    done = compiled_for("haswell", "", _ASM, tmp_path)
+    done = compiled_for("haswell", "+avx2,+fma,+f16c", _ASM, tmp_path)
     if done.returncode < 0:
         pytest.skip("this CPU has no AVX2")
     assert done.returncode == 0, done.stderr
     kernels = dict(part.split("\n", 1) for part in done.stdout.split("@@ ")[1:])
-    assert len(kernels) == 7
-    for name, text in kernels.items():
-        assert len(re.findall(r"\bymm", text)) > 10, name
-        assert "vgather" not in text, name
+    assert len(kernels) == 30
+    for title, text in kernels.items():
+        name, kind = title.split()
+        assert len(re.findall(r"\bymm", text)) > 10, title
+        assert "vgather" not in text, title
         fused = re.findall(r"vfn?m(?:add|sub)\d+ps\s.*ymm", text)
-        computes = name in ("accumulate", "sum_store_exp", "online_sum", "store")
-        assert len(fused) >= 7 or not computes, name
+        assert len(fused) >= 7 or name not in COMPUTES, title
+        assert "fma" not in re.findall(r"call\S*\s+\S*(fma|half|hf2|sf2)", text), title
+        assert ("vcvtph2ps" in text) == (kind == "uint16"), title
+        assert ("vcvtps2ph" in text) == (kind == "uint16" and ("store" in name or name == "scale")), title
 
 
 _PORTABLE = """
-import numpy as np
-from reference.kernels.softmax import numba_kernels as k, truth
+import numpy as np, torch
+from reference.kernels.softmax import log_softmax, softmax, truth
 x = ((np.random.default_rng(0).random(5000) * 2 - 1) * 1e4).astype(np.float32)
-y = np.empty_like(x)
-k.store(x, y, *k.normaliser(*k.accumulate(x)))
-print(truth.error_units(y, truth.softmax(x)))
+print(truth.error_units(softmax(x, backend="numba", threads=1), truth.softmax(x)))
+# Every float16, normal, small or special, widened and rounded without the processor's help.
+every = torch.arange(-2**15, 2**15, dtype=torch.int16).view(torch.float16).reshape(-1, 1)
+expected = torch.where(every.isfinite(), torch.ones_like(every), torch.nan)
+print(torch.equal(softmax(every, backend="numba", threads=1).nan_to_num(7.0), expected.nan_to_num(7.0)))
+for kind in (torch.float16, torch.bfloat16):
+    values = torch.randn(200, 70).to(kind) * 3
+    y = log_softmax(values, backend="numba", threads=1)
+    wide = truth.log_softmax(values.double().numpy())
+    print(truth.log_error_units(y.double().numpy(), wide, 0.5 * truth.spacing(wide, str(kind).removeprefix("torch."))))
+    y = softmax(values * 4, backend="numba", threads=1)
+    wide = truth.softmax((values * 4).double().numpy())
+    allowed = 0.5 * truth.spacing(wide, str(kind).removeprefix("torch."))
+    print(truth.error_units(y.double().numpy(), wide, allowance=allowed))
 """
 
 
-def test_right_without_fma_hardware(tmp_path):
+def test_right_without_fma_or_half_hardware(tmp_path):
     features = "+sse2" if os.uname().machine == "x86_64" else ""
     done = compiled_for("generic", features, _PORTABLE, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) <= 8.0
+    plain, exact, *halves = done.stdout.split()
+    assert float(plain) <= 8.0 and exact == "True" and len(halves) == 4
+    assert max(map(float, halves)) <= 8.0, halves
