@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import get_ident
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,14 +40,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
 }
-_SCALARS: dict[type, type] = {
-    np.int32: ctypes.c_int32,
-    np.uint32: ctypes.c_uint32,
-    np.int64: ctypes.c_int64,
-    np.uint64: ctypes.c_uint64,
-    np.float32: ctypes.c_float,
-    np.float64: ctypes.c_double,
-}
+NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+_LETTERS: dict[type, str] = {  # of struct, in native size and alignment
+    np.int32: "i", np.uint32: "I", np.int64: "q", np.uint64: "Q", np.float32: "f", np.float64: "d",
+}  # fmt: skip
 
 
 class CudaError(RuntimeError):
@@ -56,9 +55,10 @@ class Kernel:
     """One ``extern "C"`` kernel, loaded on one device."""
 
     name: str
-    device_index: int
+    device: torch.device
     function: int
     context: int
+    frames: dict[tuple[object, ...], Frame] = field(default_factory=dict, repr=False, compare=False)
 
     def launch(self, grid: Extent, block: Extent, args: Sequence[Argument], shared_bytes: int = 0) -> None:
         """Queue the kernel on torch's current stream of its device; returns before it has run.
@@ -67,13 +67,63 @@ class Kernel:
         scalars of exactly the parameter's type. Raises TypeError or ValueError for other arguments, CudaError when the
         driver refuses the launch. Errors inside the kernel surface at torch's next synchronisation.
         """
-        values, places = pack(args, self.device_index)
-        stream = torch.cuda.current_stream(self.device_index).cuda_stream
+        # A frame is used again by the thread that made it: the driver copies it before the launch returns.
+        key = (get_ident(), *map(type, args))
+        frame = self.frames.get(key)
+        if frame is None:
+            frame = self.frames[key] = Frame(args, self.device)
+        frame.fill(args)
         if shared_bytes > SHARED_WITHOUT_ASKING:
-            _allow_shared(self, shared_bytes)
-        launch = (self.function, *_extent(grid), *_extent(block), shared_bytes, stream, places, None)
-        _in_context(self.context, "cuLaunchKernel", *launch)
-        del values  # the driver has copied them
+            _allow_shared(self.context, self.function, shared_bytes)
+        index = self.device.index
+        arguments = (self.function, *_extent(grid), *_extent(block), shared_bytes, stream(index), frame.places, None)
+        # Where torch is on this device, its context is current but for a thread that has done nothing with CUDA yet.
+        if torch.cuda.current_device() != index or (status := _library().cuLaunchKernel(*arguments)) == NO_CONTEXT:
+            _in_context(self.context, "cuLaunchKernel", *arguments)
+        elif status != 0:
+            raise CudaError(f"cuLaunchKernel of {self.name}: {_words(_library(), status)}")
+
+
+class Frame:
+    """The arguments of a launch in memory, laid out as C would, and the array of their addresses."""
+
+    def __init__(self, args: Sequence[Argument], device: torch.device) -> None:
+        self.device = device
+        letters = [_letter(position, argument) for position, argument in enumerate(args)]
+        self.tensors = [position for position, letter in enumerate(letters) if letter == "P"]
+        self.layout = struct.Struct("@" + "".join(letters))
+        self.memory = ctypes.create_string_buffer(max(1, self.layout.size))
+        ends = [struct.calcsize("@" + "".join(letters[: i + 1])) for i in range(len(letters))]
+        starts = [end - struct.calcsize(letter) for end, letter in zip(ends, letters, strict=True)]
+        self.places = (c_void_p * len(starts))(*(ctypes.addressof(self.memory) + start for start in starts))
+
+    def fill(self, args: Sequence[Argument]) -> None:
+        """Write ``args``; raises ValueError for a tensor that is elsewhere or not contiguous."""
+        values: list[Any] = list(args)
+        for position in self.tensors:
+            tensor = values[position]
+            if tensor.device != self.device or not tensor.is_contiguous():
+                raise ValueError(
+                    f"argument {position} must be a contiguous tensor on {self.device}, not one of strides "
+                    f"{tensor.stride()} on {tensor.device}"
+                )
+            values[position] = tensor.data_ptr()
+        self.layout.pack_into(self.memory, 0, *values)
+
+
+def _letter(position: int, argument: Argument) -> str:
+    letter = "P" if isinstance(argument, torch.Tensor) else _LETTERS.get(type(argument))
+    if letter is None:
+        kinds = ", ".join(f"np.{kind.__name__}" for kind in _LETTERS)
+        raise TypeError(f"argument {position} must be a torch tensor or {kinds}, not {type(argument).__name__}")
+    return letter
+
+
+def stream(device_index: int) -> int:
+    """The handle of torch's current stream on a device."""
+    # What torch's own compiler calls: the public function makes an object for it, at twice the cost of all else here.
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return int(raw(device_index) if raw else torch.cuda.current_stream(device_index).cuda_stream)
 
 
 def missing() -> str | None:
@@ -93,27 +143,9 @@ def kernel(op_file: Path, name: str, device: str | torch.device) -> Kernel:
     return _kernel(op_file, name, target.index(device))
 
 
-def pack(args: Sequence[Argument], device_index: int) -> tuple[list[ctypes._SimpleCData], ctypes.Array[c_void_p]]:
-    """C values of kernel arguments and the array of their addresses; the values must outlive the array's use."""
-    values = [_value(position, argument, device_index) for position, argument in enumerate(args)]
-    return values, (c_void_p * len(values))(*map(ctypes.addressof, values))
-
-
-def _value(position: int, argument: Argument, device_index: int) -> ctypes._SimpleCData:
-    if isinstance(argument, torch.Tensor):
-        if argument.device.type != "cuda" or argument.device.index != device_index:
-            raise ValueError(f"argument {position} must be on cuda:{device_index}, not on {argument.device}")
-        if not argument.is_contiguous():
-            raise ValueError(f"argument {position} must be contiguous")
-        return c_void_p(argument.data_ptr())
-    scalar = _SCALARS.get(type(argument))
-    if scalar is None:
-        kinds = ", ".join(f"np.{kind.__name__}" for kind in _SCALARS)
-        raise TypeError(f"argument {position} must be a torch tensor or {kinds}, not {type(argument).__name__}")
-    return scalar(argument.item())
-
-
 def _extent(extent: Extent) -> tuple[int, int, int]:
+    if isinstance(extent, int) and extent > 0:
+        return extent, 1, 1
     sizes = (extent,) if isinstance(extent, int) else extent
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
         raise ValueError(f"grid and block have one to three positive sizes, not {extent}")
@@ -188,9 +220,9 @@ def _kernel(op_file: Path, name: str, device_index: int) -> Kernel:
     module = _module(cubin, device_index)
     _in_context(context, "cuModuleGetFunction", byref(function), module, name.encode())
     assert function.value is not None
-    return Kernel(name, device_index, function.value, context)
+    return Kernel(name, torch.device("cuda", device_index), function.value, context)
 
 
 @cache
-def _allow_shared(kernel: Kernel, shared_bytes: int) -> None:
-    _in_context(kernel.context, "cuFuncSetAttribute", kernel.function, _MAX_DYNAMIC_SHARED, shared_bytes)
+def _allow_shared(context: int, function: int, shared_bytes: int) -> None:
+    _in_context(context, "cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared_bytes)

@@ -66,7 +66,7 @@ def build(source: Path, arch: str, flags: Sequence[str] = ()) -> Compiled:
     """The cubin of ``source`` for ``arch`` (``sm_90``), compiled unless one of equal source, flags and nvcc is cached.
 
     Headers that it includes by ``#include "..."`` from its folder count as source. Without nvcc the newest cached
-    cubin of equal source and flags is taken. Several processes may build the same file at once: each cubin appears whole.
+    cubin of equal source and flags is taken. Processes may build the same file at once: each cubin appears whole.
     Raises BackendMissing when there is neither nvcc nor a cubin, CompileError with nvcc's message, FileNotFoundError
     for a missing source.
     """

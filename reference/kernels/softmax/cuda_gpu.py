@@ -5,7 +5,6 @@ A row that fits into a warp's registers or a block's shared memory is read once,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,14 +99,23 @@ def _block(rows: int, row_bytes: int, width: target.Width) -> int:
 def _run(x: Tensor, out: Tensor, algorithm: str, mode: int) -> None:
     rows, n = x.shape
     aligned = (n * x.element_size() | x.data_ptr() | (0 if mode == LOG_SUM_EXP else out.data_ptr())) % 16 == 0
-    p = plan(algorithm, rows, n, x.element_size(), aligned, target.width(x.device))
+    p, kernel, sizes = ready(algorithm, mode, rows, n, x.dtype, aligned, x.device)
     if p.chunks:
         _run_chunks(p, x, out, algorithm, mode)
-        return
-    sizes: Sequence[np.generic] = (np.int32(n), np.int32(mode))
+    else:
+        kernel.launch(p.grid, p.block, (x, out, *sizes), p.shared_bytes)
+
+
+@lru_cache(maxsize=4096)
+def ready(
+    algorithm: str, mode: int, rows: int, n: int, dtype: torch.dtype, aligned: bool, device: torch.device
+) -> tuple[Plan, driver.Kernel, tuple[np.generic, ...]]:
+    """The plan for a shape, its first kernel and the sizes that a kernel of whole rows takes, looked up in one go."""
+    p = plan(algorithm, rows, n, dtype.itemsize, aligned, target.width(device))
+    sizes: tuple[np.generic, ...] = (np.int32(n), np.int32(mode))
     if p.lanes:
         sizes = (np.int64(rows), np.int32(n), np.int32(p.lanes), np.int32(mode))
-    _kernel(p.kernel, x).launch(p.grid, p.block, (x, out, *sizes), p.shared_bytes)
+    return p, _kernel(p.kernel, dtype, device), sizes
 
 
 def _run_chunks(p: Plan, x: Tensor, out: Tensor, algorithm: str, mode: int) -> None:
@@ -115,7 +123,7 @@ def _run_chunks(p: Plan, x: Tensor, out: Tensor, algorithm: str, mode: int) -> N
     parts = target.workspace(x.device, p.grid * PARTIAL_BYTES * (2 if algorithm.startswith("three") else 1))
 
     def launch(name: str, *args: Tensor | np.generic, grid: int = p.grid) -> None:
-        _kernel(name, x).launch(grid, p.block, args)
+        _kernel(name, x.dtype, x.device).launch(grid, p.block, args)
 
     launch(p.kernel, x, parts, n, chunks)
     if algorithm.startswith("three"):
@@ -131,5 +139,5 @@ def _run_chunks(p: Plan, x: Tensor, out: Tensor, algorithm: str, mode: int) -> N
         launch("finish", x, out, parts, n, chunks, np.int32(mode))
 
 
-def _kernel(name: str, x: Tensor) -> driver.Kernel:
-    return driver.kernel(SOURCE, f"{name}_{SUFFIXES[x.dtype]}", x.device)
+def _kernel(name: str, dtype: torch.dtype, device: torch.device) -> driver.Kernel:
+    return driver.kernel(SOURCE, f"{name}_{SUFFIXES[dtype]}", device)

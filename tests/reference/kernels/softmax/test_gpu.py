@@ -31,8 +31,9 @@ def backend(request, monkeypatch):
             monkeypatch.setattr(target, "width", lambda _device: Width(2, 8192))
             monkeypatch.setattr(target, "workspace", lambda _device, size: torch.empty(size, dtype=torch.uint8))
             monkeypatch.setattr(cuda_gpu, "CHUNK_BYTES", 4096)
-            cuda_gpu.plan.cache_clear()
-            request.addfinalizer(cuda_gpu.plan.cache_clear)
+            for remembered in (cuda_gpu.plan, cuda_gpu.ready):
+                remembered.cache_clear()
+                request.addfinalizer(remembered.cache_clear)
         return cuda_gpu
     request.getfixturevalue("device")
     from reference.kernels.softmax import triton_gpu
