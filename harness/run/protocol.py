@@ -87,7 +87,7 @@ class Ending:
 
 
 def cell_job(cell: Cell, root: str, arms: tuple[str, ...], process: int = 0) -> Job:
-    """The job that runs ``arms`` of ``cell``; ``cell.memory_gib`` is what they may take, on the host and on a device."""
+    """The job that runs ``arms`` of ``cell``, which may take ``cell.memory_gib`` on the host and on a device."""
     cuda = cell.device != "cpu"
     return Job(
         task=cell.kind,
