@@ -64,9 +64,11 @@ def make_plan(root: Path, request: Request, machine: Machine) -> Plan:
 
 def _empty(root: Path, request: Request) -> LitmusError:
     """Why nothing was planned: an axis without the value asked for, or a device that no experiment is for."""
+    kinds: set[str] = set()
     for entry, selectors in Catalog(root).select(request.selectors):
         for selector in selectors:
             for name, experiment in entry.card.experiments.items():
+                kinds |= set(experiment.devices) if selector.takes_experiment(name) else set()
                 item = experiment.in_profile(request.profile) or experiment
                 for axis, value in selector.point if selector.takes_experiment(name) else ():
                     if value not in item.axes.get(axis, [value]):
@@ -77,7 +79,7 @@ def _empty(root: Path, request: Request) -> LitmusError:
                             next_step=f"see: litmus run {entry.slug} --profile {request.profile} --dry-run",
                         )
     return LitmusError("the selection holds no cell", where="the command line", key="--device",
-                       value=", ".join(request.devices), expected="a device that a selected experiment is for",
+                       value=", ".join(request.devices), expected="a device that a selected experiment is for: " + ", ".join(sorted(kinds)),
                        next_step="leave --device out; see the cells with: litmus run --dry-run")
 
 
