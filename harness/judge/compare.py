@@ -13,7 +13,7 @@ from scipy import stats
 from harness.judge.comparison import BAD, Comparison, Word
 from harness.judge.stats.bootstrap import Floats
 from harness.judge.stats.holm import holm as holm_adjusted
-from harness.judge.stats.intervals import UNBOUNDED, t_interval
+from harness.judge.stats.intervals import t_interval
 from harness.judge.stats.sequential import least_pairs, shares
 
 Better = Literal["lower", "higher", "none"]
@@ -95,35 +95,134 @@ def decide_metric(
     """Whether a metric got worse, from its values on both sides, paired by seed in the same order.
 
     The change is the mean of head - base, divided by |mean of base| where ``relative``; its interval is Student's over
-    the paired differences. One pair is exact (``deterministic``) or too few. Equal arrays are ``same``, ``identical``.
-    A value that is finite on the base and not on the head is ``worse``; anything else not finite is ``undefined``. A
-    metric without a better direction is ``same`` or ``inconclusive``. A change from a base of exactly 0 is infinite
-    where ``relative``. Raises ValueError where the lengths differ.
+    the paired differences. ``worse`` and ``better`` when the whole interval lies beyond ``threshold``, ``same`` when it
+    lies within. One pair is exact, or too few where not ``deterministic``. Equal arrays are ``same``, ``identical``.
+    A metric without a better direction that changed is ``inconclusive``. A value that is finite on the base and not on
+    the head is ``worse`` in either direction; otherwise values that are not finite are ``undefined``. A relative change
+    from a base of mean 0 is infinite. Raises ValueError where the lengths differ.
     """
-    raise NotImplementedError
+    base, head = np.asarray(base, float), np.asarray(head, float)
+    if base.shape != head.shape or base.ndim != 1:
+        raise ValueError(f"not paired: {base.shape} values on the base, {head.shape} on the head")
+    count = len(base)
+
+    def said(word: Word, reason: str, detail: str = "", numbers: tuple[float, float, float] | None = None) -> Decision:
+        change, low, high = numbers or (None, None, None)
+        return Decision(word, reason, change, low, high, level, count, "seed", detail)
+
+    if count == 0:
+        return said("inconclusive", "few_units", "no pair of values")
+    if np.array_equal(base, head, equal_nan=True):
+        zero = (0.0, 0.0, 0.0) if np.isfinite(base).all() else None
+        return said("same", "identical", numbers=zero)
+    if not (np.isfinite(base).all() and np.isfinite(head).all()):
+        lost = int((np.isfinite(base) & ~np.isfinite(head)).sum())
+        if lost and better != "none":
+            return said("worse", "beyond_zone", f"finite on the base and not on the head for {lost} of {count} seeds")
+        return said("inconclusive", "undefined")
+    numbers = _metric_change(base, head, relative, level)
+    if count == 1 and not deterministic:
+        return said("inconclusive", "few_units", "1 seed gives no interval", (numbers[0], -math.inf, math.inf))
+    return said(*_metric_word(numbers[1], numbers[2], better, threshold), numbers=numbers)
+
+
+def _metric_change(base: Floats, head: Floats, relative: bool, level: float) -> tuple[float, float, float]:
+    """(change, low, high) of paired finite values."""
+    differences = head - base
+    mean = float(differences.mean())
+    low, high = (mean, mean) if len(base) == 1 else t_interval(differences, level)
+    scale = abs(float(base.mean())) if relative else 1.0
+    if scale > 0:
+        return mean / scale, low / scale, high / scale
+    mean, low, high = (math.copysign(math.inf, value) if value else 0.0 for value in (mean, low, high))
+    return mean, low, high
+
+
+def _metric_word(low: float, high: float, better: Better, threshold: float) -> tuple[Word, str, str]:
+    if -threshold <= low and high <= threshold:
+        return "same", "inside_zone", ""
+    if not (low > threshold or high < -threshold):
+        return "inconclusive", "straddles_zone", ""
+    if better == "none":
+        return "inconclusive", "one_direction", "it changed, and no direction is better"
+    return ("worse" if (low > threshold) == (better == "lower") else "better"), "beyond_zone", ""
 
 
 def holm(
     comparisons: Sequence[Comparison], alpha: float, again: Callable[[Comparison, float], Decision],
 ) -> tuple[Comparison, ...]:
-    """The comparisons, with the bad words among the gating ones kept only where Holm's procedure at ``alpha`` does.
+    """The comparisons, where bad words of gating ones stay only if Holm's procedure keeps them.
 
-    ``again(comparison, level)`` decides once more at another level.
+    Then the probability that any gating comparison of equal sides is called bad is ``alpha`` at most. ``again`` decides
+    a comparison anew at another level; the p value is the least error rate, 1 - level, at which the word still stands.
+    The family is every gating comparison that could be decided. A word that stays gets its interval at the level of its
+    step if that is higher than its own; one that goes becomes ``inconclusive``, ``not_after_holm``, with the interval
+    at the level that it missed. Good words are labels that gate nothing, and are not tested.
     """
-    raise NotImplementedError
+    family = [i for i, item in enumerate(comparisons) if item.gates and item.verdict != "incomparable"]
+    p = np.array([_least_error(comparisons[i], alpha, again) if comparisons[i].verdict in BAD else 1.0 for i in family])
+    adjusted = holm_adjusted(p)
+    found = list(comparisons)
+    missed: float | None = None
+    for rank, place in enumerate(np.argsort(p, kind="stable")):
+        index = family[place]
+        item = comparisons[index]
+        if item.verdict not in BAD:
+            break
+        level = 1 - alpha / (len(family) - rank)
+        if adjusted[place] <= alpha:
+            found[index] = again(item, level).onto(item) if level > item.level else item
+            continue
+        missed = missed or level
+        lost = again(item, missed)
+        detail = f"{item.verdict} at the level {item.level:.4g}, not at {missed:.6g}"
+        found[index] = replace(lost, word="inconclusive", reason="not_after_holm", detail=detail).onto(item)
+    return tuple(found)
+
+
+def _least_error(item: Comparison, most: float, again: Callable[[Comparison, float], Decision]) -> float:
+    """The least error rate from LEAST_ERROR to ``most`` at which the word stands, by bisection; 1 if it never does."""
+
+    def stands(log_error: float) -> bool:
+        return again(item, 1 - math.exp(log_error)).word == item.verdict
+
+    low, high = math.log(LEAST_ERROR), math.log(most)
+    if not stands(high):
+        return 1.0
+    if stands(low):
+        return LEAST_ERROR
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if stands(middle) else (middle, high)
+    return math.exp(high)
 
 
 def one_sided(comparisons: Sequence[Comparison]) -> str | None:
-    """A sentence where the changes in time go one way only, more than chance explains."""
-    raise NotImplementedError
+    """A sentence where the times that moved went one way more often than chance explains, else None.
+
+    A time moved when its interval excludes 0. At least 8 must have, and an exact two-sided sign test must give
+    p < 0.001 (11 of 11, say): separate changes seldom agree, a machine, a build or an environment does that to all.
+    """
+    bounds = [(item.low, item.high) for item in comparisons if item.metric == "time" and item.verdict != "incomparable"]
+    slower = sum(low is not None and low > 0 for low, _ in bounds)
+    faster = sum(high is not None and high < 0 for _, high in bounds)
+    moved = slower + faster
+    if moved < _SIDED_LEAST or stats.binomtest(slower, moved).pvalue >= _SIDED_P:
+        return None
+    most, word = (slower, "slower") if slower > faster else (faster, "faster")
+    return (f"{most} of the {moved} times that moved got {word}: rather than so many separate changes, suspect one "
+            "cause common to all, such as the machine, the build or the environment of one side")
 
 
 @dataclass(frozen=True)
 class Sequential:
     """When to stop measuring one number: planned looks at growing numbers of process pairs.
 
-    Over all looks together, a change is said of equal sides with probability ``alpha`` at most, and ``same`` of sides
-    that differ by the zone with probability ``same_alpha`` / 2 at most.
+    Over all looks together a change is said of equal sides with probability ``alpha`` at most, and ``same`` of sides
+    that differ by the zone with probability ``same_alpha`` / 2 at most. Each look spends its share of both
+    (:func:`~harness.judge.stats.sequential.shares`), so intervals hold at all looks at once, and decisions carry that
+    level: 1 - ``alpha``, and 1 - ``same_alpha`` for ``same``. For words that are to survive Holm's procedure over k
+    gating comparisons give :func:`cell_alpha`.
     """
 
     zone: float
@@ -132,17 +231,52 @@ class Sequential:
     looks: tuple[int, ...] = (4, 6, 8, 12)
 
     def next_look(self, pairs: int) -> int | None:
-        """The number of pairs to measure until the next look, in total; None after the last."""
+        """The number of pairs in total at the look after ``pairs``; None after the last."""
         return next((look for look in self.looks if look > pairs), None)
 
     def look(self, rounds: Floats) -> Decision | None:
-        """What is decided after these rounds, [process pairs, rounds] of log(head / base); None: measure more."""
-        raise NotImplementedError
+        """What is decided after these rounds, [process pairs, rounds] of log(head / base); None: measure more.
+
+        Pairs with no round do not count. Between planned looks it is always None; at the last one ``inconclusive``,
+        ``straddles_zone`` or ``few_units`` where nothing else is. ``undefined`` ends at a look, since no pair mends it.
+        """
+        pairs = _pairs(rounds)
+        if pairs not in self.looks and pairs < self.looks[-1]:
+            return None
+        found = self._decided(rounds, pairs)
+        return found if found.word != "inconclusive" or found.reason == "undefined" or pairs >= self.looks[-1] else None
 
     def finish(self, rounds: Floats) -> Decision:
-        """What can be said when measuring ends here, planned or not: :meth:`look`'s word or ``budget_spent``."""
-        raise NotImplementedError
+        """What is said where measuring ends here, at a planned look or before it: a word, or else ``budget_spent``."""
+        pairs = _pairs(rounds)
+        found = self._decided(rounds, pairs)
+        if found.word != "inconclusive" or found.reason == "undefined" or pairs >= self.looks[-1]:
+            return found
+        detail = f"{pairs} of {self.looks[-1]} planned process pairs"
+        return replace(found, reason="budget_spent", detail=detail)
 
     def again(self, rounds: Floats, level: float) -> Decision:
-        """The same rounds at another error rate over all looks, 1 - ``level``: what Holm's procedure asks for."""
-        raise NotImplementedError
+        """Whether there is a change at another ``level`` over all looks, for Holm's procedure."""
+        share = self._share(_pairs(rounds))
+        return replace(decide_speed(rounds, self.zone, 1 - (1 - level) * share), level=level)
+
+    def _decided(self, rounds: Floats, pairs: int) -> Decision:
+        changed = self.again(rounds, 1 - self.alpha)
+        if changed.word in ("slower", "faster") or changed.reason == "undefined":
+            return changed
+        same = decide_speed(rounds, self.zone, 1 - self.same_alpha * self._share(pairs))
+        return replace(same, level=1 - self.same_alpha) if same.word == "same" else changed
+
+    def _share(self, pairs: int) -> float:
+        """The part of the error rate of the look at ``pairs``, or of the next planned one; the last after it."""
+        place = min(int(np.searchsorted(self.looks, pairs)), len(self.looks) - 1)
+        return float(shares(self.looks)[place])
+
+
+def _pairs(rounds: Floats) -> int:
+    return int((~np.isnan(rounds).all(axis=1)).sum())
+
+
+def cell_alpha(gating: int, alpha: float = 0.05, most: float = 0.01) -> float:
+    """The error rate of one of ``gating`` numbers with which a bad word survives Holm's procedure at ``alpha``."""
+    return min(most, alpha / max(1, gating))
