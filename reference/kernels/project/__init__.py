@@ -15,16 +15,8 @@ from reference.kernels.backend import BACKENDS, BackendMissing
 from reference.kernels.project import dispatch, eager
 from reference.kernels.project.bases import gram_basis, power_basis, random_basis, range_finder, svd_basis
 from reference.kernels.project.blas import gemm_route, matmul
-from reference.kernels.project.dct import (
-    column_norms,
-    dct_basis,
-    dct_matrix,
-    dct_project,
-    dct_select,
-    gather_columns,
-    select_top,
-    top,
-)
+from reference.kernels.project.columns import column_norms, gather_columns, select_top, top
+from reference.kernels.project.dct import dct_basis, dct_matrix, dct_project, dct_select
 from reference.kernels.project.eager import Side, small_side
 from reference.kernels.project.orthogonalise import CUBIC, QUINTIC, newton_schulz
 from reference.kernels.project.sketch import Sketch, random_back_project, random_matrix, random_project

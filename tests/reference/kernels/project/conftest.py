@@ -145,7 +145,8 @@ def _cases() -> list[Case]:
         adam("empty", torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4)),
         *(norms(name, S, norm) for norm in ("l1", "l2") for name, S in (
             ("ragged", ragged), ("tall", tall), ("one row", draw(1, 130)), ("one column", draw(130, 1)),
-            ("no rows", torch.zeros(0, 5)), ("no columns", torch.zeros(5, 0)), ("transposed", ragged.mT), ("zero", zeros),
+            ("no rows", torch.zeros(0, 5)), ("no columns", torch.zeros(5, 0)), ("transposed", ragged.mT),
+            ("zero", zeros),
             ("extreme", extreme * (1.0 if norm == "l2" else 0.5)), ("wide", draw(9, 1300, seed=6)))),
         gather("ragged", ragged, [69, 0, 7, 7, 31]),
         gather("one", draw(1, 1), [0]),

@@ -90,3 +90,45 @@ def test_the_transposed_basis_is_caught(by):
 
 def test_meta_device_gives_a_shape_without_memory():
     assert kernels.dct_matrix(4096, torch.bfloat16, "meta").shape == (4096, 4096)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (7, 5), (40, 129), (129, 40), (70, 2100), (33, 256)])
+def test_the_spectrum_alone_gives_norms_and_columns(norm, side, shape):
+    """The fused path never forms S; every bin, mirror and odd size must come out as SciPy's DCT has it."""
+    A = draw((*shape, 3))
+    exact = truth.dct_rows(A.numpy() if side == "right" else A.numpy().T, "fft")
+    length = exact.shape[1]
+    for rank in {1, (length + 1) // 2, length}:
+        a, columns = kernels.dct_select(A, rank, side, norm, "fft", backend="numba")
+        kept = columns.long().tolist()
+        assert kept == sorted(set(kept))
+        assert len(kept) == rank
+        np.testing.assert_allclose((a if side == "right" else a.mT).numpy(), exact[:, kept], atol=2e-5)
+        sizes = truth.column_norms(exact, norm)
+        rest = np.delete(sizes, kept)
+        assert rest.size == 0 or sizes[kept].min() >= rest.max() * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("by", ["matmul", "fft"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_workspace_changes_no_result(by, side):
+    A, space = draw((50, 64, 1)), kernels.Workspace()
+    plain = kernels.dct_select(A, 9, side, "l2", by)
+    for _ in range(2):
+        again = kernels.dct_select(A, 9, side, "l2", by, workspace=space)
+        assert torch.equal(again[0], plain[0])
+        assert torch.equal(again[1], plain[1])
+
+
+def test_ties_go_to_the_first_column_and_nan_counts_as_largest():
+    S = torch.ones(4, 6)
+    assert kernels.select_top(S, 3).tolist() == [0, 1, 2]
+    S[0, 4] = torch.nan
+    S[0, 2] = 5.0
+    assert kernels.select_top(S, 3).tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match="at most the 6 columns"):
+        kernels.select_top(S, 7)
+    with pytest.raises(ValueError, match="norm must be"):
+        kernels.column_norms(S, "linf")

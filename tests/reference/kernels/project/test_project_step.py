@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.kernels import project as kernels
-from reference.kernels.project import cost, truth
+from reference.kernels.project import blas, cost, truth
 
 SIDES = ("left", "right")
 sizes = st.integers(1, 24)
@@ -92,3 +92,45 @@ def test_costs_are_the_papers_counts():
     assert cost.lowrank_adam_bytes(m, n, r) == 12 * m * n + 16 * n * r
     assert cost.lowrank_adam_flops(m, n, r) == 4 * m * n * r
     assert cost.dct_fft_flops(n, n) < cost.dct_matmul_flops(n, n) < cost.svd_flops(n, n)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("shape", [(130, 200, 140), (320, 130, 129)])
+def test_panels_of_a_large_weight(side, shape, monkeypatch):
+    """Where products go to oneDNN the weight is updated panel by panel."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN")
+    monkeypatch.setattr(blas, "gemm_route", lambda: "onednn")
+    monkeypatch.setattr(blas, "PANEL_BYTES", 1)
+    monkeypatch.setattr(blas, "PANEL_ROWS", 64)
+    m, n, rank = shape
+    rank = min(rank, m if side == "left" else n)
+    assert blas.route_of(m, rank, n, torch.float32, torch.device("cpu")) == "onednn"
+    W, G, P, M, V = problem(m, n, rank, side, 0)
+    hyper = {"side": side, "step": 5, "lr": 0.1, "alpha": 0.25, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.3}
+    want = truth.lowrank_adam_step(*(item.numpy() for item in (W, G, P, M, V)), **hyper)
+    workspace = kernels.Workspace()
+    kernels.lowrank_adam_step(W, G, P, M, V, **hyper, backend="numba", workspace=workspace)
+    for got, expected in zip((W, M, V), want, strict=True):
+        np.testing.assert_allclose(got.numpy(), expected, rtol=2e-5, atol=2e-5)
+    assert workspace.nbytes == (4 * rank * n if side == "left" else 0)
+
+
+def test_a_weight_with_other_strides_is_updated_too():
+    W, G, P, _, _ = problem(12, 9, 4, "right", 1)
+    turned, plain = W.mT.contiguous().mT, W.clone()
+    N = kernels.project(G, P, "right")
+    kernels.update_weight(turned, N, P, "right", 0.5, 0.9)
+    kernels.update_weight(plain, N, P, "right", 0.5, 0.9)
+    torch.testing.assert_close(turned, plain)
+    torch.testing.assert_close(plain, 0.9 * (W - 0.5 * kernels.back_project(N, P, "right")))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_float64_stays_float64(side):
+    W, G, P, M, V = problem(140, 150, 130, side, 2, torch.float64)
+    hyper = {"side": side, "step": 5, "lr": 0.1, "alpha": 0.25, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.3}
+    want = truth.lowrank_adam_step(*(item.numpy() for item in (W, G, P, M, V)), **hyper)
+    kernels.lowrank_adam_step(W, G, P, M, V, **hyper)
+    for got, expected in zip((W, M, V), want, strict=True):
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12, atol=1e-12)
