@@ -115,6 +115,20 @@ def test_ties_go_to_the_lower_code(kernels, name, signed):
     assert np.array_equal(codes.cpu().numpy(), np.searchsorted(middle, x.numpy(), side="left"))
 
 
+@pytest.mark.parametrize("exponent", [-146, -130, -61, -59, 0, 99, 101, 127])
+def test_quotients_beside_a_midpoint_are_rounded_as_ieee_division_does(kernels, exponent):
+    module, device = kernels
+    code, random = dynamic_map(True), np.random.default_rng(0)
+    scales = (np.ldexp(random.uniform(0.5, 1, (100, 1)), exponent)).astype(np.float32)
+    # Products of scale and midpoint and their neighbours: the last bit of the quotient decides.
+    products = (scales * random.choice(midpoints_below(code.numpy()), (100, 21)).astype(np.float64)).astype(np.float32)
+    beside = [np.nextafter(products, np.float32(end)) for end in (np.inf, -np.inf)]
+    x = torch.from_numpy(np.concatenate([scales, products, *beside], axis=1).reshape(-1))
+    for keep_sign in (False, True):
+        found = quantized(module, x, code, 64, device, keep_sign)
+        assert all(map(same, found, quantized(eager, x, code, 64, "cpu", keep_sign)))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("block", [64, 100])
 def test_a_value_that_is_no_number_spoils_its_whole_block_and_no_other(kernels, bad, block):
