@@ -65,7 +65,11 @@ def code_bytes(n: int, bits: int) -> int:
     return -(-n * bits // 8) if bits in {1, 2, 4} else n
 
 
-def workspace_bytes(threads: int = 1, parts_scales: int = 0) -> int:
-    """What the Numba kernels allocate: ``SCRATCH`` bytes a thread, and two float32 a scale and thread where the range of
-    a scale is found by several threads (``parts_scales`` scales). The eager backend allocates whole tensors."""
-    return threads * (SCRATCH + 2 * FP32 * parts_scales)
+def workspace_bytes(threads: int = 1, shared_scales: int = 0) -> int:
+    """What a call of the Numba backend allocates at most, and frees.
+
+    A thread has room for ``SCRATCH`` float32; where several threads look for the range of ``shared_scales`` scales, per
+    tensor or channel, each keeps two numbers a scale. The eager backend allocates whole tensors, Triton and CUDA a few
+    bytes a program for ternary sums, and nothing else.
+    """
+    return threads * FP32 * (SCRATCH + 2 * shared_scales)
