@@ -224,7 +224,8 @@ def main(arguments: list[str]) -> int:
     trials = int(arguments[1]) if len(arguments) > 1 else TRIALS
     plan = Sequential(0.01)
     worst = 0.0
-    print(f"{"noise":36s} effect  slower  faster    same  undecided  pairs   ({trials} trials of {ROUNDS} rounds a pair)")
+    print(f"{trials} trials, {ROUNDS} rounds a process pair")
+    print(f"{'noise':36s} effect  slower  faster    same  undecided  pairs")
     for name, noise in {**SYNTHETIC, **recorded(run)}.items():
         for effect in EFFECTS:
             found = rates(noise, effect, plan, trials)

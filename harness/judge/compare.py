@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,6 +17,7 @@ from harness.judge.stats.holm import holm as holm_adjusted
 from harness.judge.stats.intervals import t_interval
 from harness.judge.stats.sequential import least_pairs, shares
 
+Numbers = tuple[float | None, float | None, float | None]  # change, low, high
 Better = Literal["lower", "higher", "none"]
 LEAST_ERROR = 1e-9  # no claim is made beyond it
 _SIDED_P, _SIDED_LEAST = 1e-3, 8
@@ -53,27 +55,32 @@ def decide_speed(rounds: Floats, zone: float, level: float) -> Decision:
     layout: the change is the mean over pairs of the median over rounds, its interval is Student's over the pairs.
     ``slower`` when the whole interval lies beyond log1p(zone), ``faster`` when beyond -log1p(zone), ``same`` when it
     lies between them. A change is never said on fewer pairs than :func:`least_pairs` asks for at 1 - level.
-    ``change``, ``low`` and ``high`` are head / base - 1. Pairs with no round are left out; an infinite ratio is
-    ``undefined``.
+    ``change``, ``low`` and ``high`` are head / base - 1, None where unbounded. Pairs with no round are left out; an
+    infinite ratio is ``undefined``.
     """
     rounds = rounds[~np.isnan(rounds).all(axis=1)]
     count = len(rounds)
     if np.isinf(rounds).any():
         return Decision("inconclusive", "undefined", None, None, None, level, count, "process",
                         "a time is zero or not finite")
-    medians = np.nanmedian(rounds, axis=1) if count else np.empty(0)
-    low, high = t_interval(medians, level)
-    return _speed_word(float(medians.mean()) if count else math.nan, low, high, zone, level, count)
+    medians = process_medians(rounds)
+    center = float(medians.mean()) if count else math.nan
+    return _speed_word(center, *t_interval(medians, level), zone, level, count)
+
+
+def process_medians(rounds: Floats) -> Floats:
+    """The median of each row of [processes, rounds] over what is not NaN; every row must hold a number."""
+    ordered = np.sort(rounds, axis=1)  # NaN last
+    counts = (~np.isnan(rounds)).sum(axis=1)
+    row = np.arange(len(rounds))
+    return np.asarray((ordered[row, (counts - 1) // 2] + ordered[row, counts // 2]) / 2)
 
 
 def _speed_word(center: float, low: float, high: float, zone: float, level: float, count: int) -> Decision:
     bound = math.log1p(zone)
 
     def said(word: Word, reason: str, detail: str = "") -> Decision:
-        if count < 2:
-            return Decision(word, reason, None if count == 0 else math.expm1(center), None, None, level, count,
-                            "process", detail)
-        return Decision(word, reason, math.expm1(center), math.expm1(low), math.expm1(high), level, count, "process",
+        return Decision(word, reason, _relative(center), _relative(low), _relative(high), level, count, "process",
                         detail)
 
     if count < 2:
@@ -86,6 +93,11 @@ def _speed_word(center: float, low: float, high: float, zone: float, level: floa
             return said("inconclusive", "few_units", f"{count} pairs of processes where {least} are needed to be sure")
         return said("slower" if low > bound else "faster", "beyond_zone")
     return said("inconclusive", "straddles_zone")
+
+
+def _relative(log_ratio: float) -> float | None:
+    """The ratio minus 1; None where it is not known or no float."""
+    return math.expm1(log_ratio) if log_ratio < math.log(sys.float_info.max) and log_ratio > -math.inf else None
 
 
 def decide_metric(
@@ -106,15 +118,14 @@ def decide_metric(
         raise ValueError(f"not paired: {base.shape} values on the base, {head.shape} on the head")
     count = len(base)
 
-    def said(word: Word, reason: str, detail: str = "", numbers: tuple[float, float, float] | None = None) -> Decision:
-        change, low, high = numbers or (None, None, None)
+    def said(word: Word, reason: str, detail: str = "", numbers: Numbers = (None, None, None)) -> Decision:
+        change, low, high = numbers
         return Decision(word, reason, change, low, high, level, count, "seed", detail)
 
     if count == 0:
         return said("inconclusive", "few_units", "no pair of values")
     if np.array_equal(base, head, equal_nan=True):
-        zero = (0.0, 0.0, 0.0) if np.isfinite(base).all() else None
-        return said("same", "identical", numbers=zero)
+        return said("same", "identical", "", (0.0, 0.0, 0.0) if np.isfinite(base).all() else (None, None, None))
     if not (np.isfinite(base).all() and np.isfinite(head).all()):
         lost = int((np.isfinite(base) & ~np.isfinite(head)).sum())
         if lost and better != "none":
@@ -122,8 +133,8 @@ def decide_metric(
         return said("inconclusive", "undefined")
     numbers = _metric_change(base, head, relative, level)
     if count == 1 and not deterministic:
-        return said("inconclusive", "few_units", "1 seed gives no interval", (numbers[0], -math.inf, math.inf))
-    return said(*_metric_word(numbers[1], numbers[2], better, threshold), numbers=numbers)
+        return said("inconclusive", "few_units", "1 seed gives no interval", (numbers[0], None, None))
+    return said(*_metric_word(numbers[1], numbers[2], better, threshold), numbers)
 
 
 def _metric_change(base: Floats, head: Floats, relative: bool, level: float) -> tuple[float, float, float]:
@@ -155,11 +166,13 @@ def holm(
 
     Then the probability that any gating comparison of equal sides is called bad is ``alpha`` at most. ``again`` decides
     a comparison anew at another level; the p value is the least error rate, 1 - level, at which the word still stands.
-    The family is every gating comparison that could be decided. A word that stays gets its interval at the level of its
+    The family is every gating comparison that could be decided, except where both sides gave the same numbers, which
+    leaves nothing to chance. A word that stays gets its interval at the level of its
     step if that is higher than its own; one that goes becomes ``inconclusive``, ``not_after_holm``, with the interval
     at the level that it missed. Good words are labels that gate nothing, and are not tested.
     """
-    family = [i for i, item in enumerate(comparisons) if item.gates and item.verdict != "incomparable"]
+    family = [i for i, item in enumerate(comparisons)
+              if item.gates and item.verdict != "incomparable" and item.reason != "identical"]
     p = np.array([_least_error(comparisons[i], alpha, again) if comparisons[i].verdict in BAD else 1.0 for i in family])
     adjusted = holm_adjusted(p)
     found = list(comparisons)
