@@ -78,8 +78,9 @@ def _empty(root: Path, request: Request) -> LitmusError:
                             expected="one of " + ", ".join(map(str, item.axes[axis])),
                             next_step=f"see: litmus run {entry.slug} --profile {request.profile} --dry-run",
                         )
+    expected = "a device that a selected experiment is for: " + ", ".join(sorted(kinds))
     return LitmusError("the selection holds no cell", where="the command line", key="--device",
-                       value=", ".join(request.devices), expected="a device that a selected experiment is for: " + ", ".join(sorted(kinds)),
+                       value=", ".join(request.devices), expected=expected,
                        next_step="leave --device out; see the cells with: litmus run --dry-run")
 
 

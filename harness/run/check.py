@@ -102,6 +102,7 @@ def prove(
     begin_ns = time.perf_counter_ns()
     for _ in range(times):
         returned = arm.run(*drawn.inputs, *buffers)
+    place.resume()
     outputs = returned if returned is not None else arm.outputs(*buffers) if arm.outputs else buffers
     outputs = on_host(outputs) if arm.checked else None
     place.settle()

@@ -72,7 +72,9 @@ def _trial(job: Job, outbox: Outbox) -> None:
     for arm in job.arms:
         stage.enter(arm)
         set_seeds(cell)
-        outbox.record(trial.run_trial(cell, suite, arm))
+        record = trial.run_trial(cell, suite, arm)
+        outbox.record(record)
+        _end_if_lost(record)
     stage.enter(None)
 
 
@@ -121,6 +123,15 @@ def _judge(job: Job, outbox: Outbox) -> None:
 def _cell(job: Job) -> Cell:
     assert job.cell is not None  # cell_job sets it
     return Cell.from_json(job.cell)
+
+
+def _end_if_lost(record: Record) -> None:
+    """An arm may break CUDA for the whole process: then the next arms get a new one. Raises SystemExit."""
+    if record.device != "cpu" and record.status in ("crashed", "oom"):
+        from harness.run.measure.gpu import alive
+
+        if not alive(record.device):
+            raise SystemExit(f"CUDA is lost to this process since {record.arm} failed")
 
 
 def _claimed(job: Job, cell: Cell, outbox: Outbox) -> bool:

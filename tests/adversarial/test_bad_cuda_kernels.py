@@ -58,6 +58,11 @@ def unjoined(x, out):
         torch.mul(x, 2.0, out=out)
 
 
+def leaves_a_stream(x, out):
+    torch.cuda.set_stream(kept.setdefault("left", torch.cuda.Stream()))
+    torch.mul(x, 2.0, out=out)
+
+
 def illegal(x, out):
     out.copy_(x[torch.full((1,), 2**40, device=x.device)].expand_as(out))
 
@@ -89,7 +94,7 @@ def one_is_one():
 
 EXPECTED = {
     "honest": "ok", "wrong": "wrong", "unwritten": "wrong", "cached": "wrong", "alters": "wrong", "unjoined": "wrong",
-    "illegal": "crashed", "hangs": "timeout", "greedy": "oom",
+    "leaves_a_stream": "wrong", "illegal": "crashed", "hangs": "timeout", "greedy": "oom",
 }
 
 
@@ -124,6 +129,28 @@ def test_each_cuda_arm_has_its_status_and_only_the_honest_one_is_timed(project, 
     assert honest.peak_bytes < 2**21
     assert all(not record.samples.elapsed_ns for arm, record in found.items() if arm != "honest")
     assert "CUDA" in found["illegal"].stderr_tail
+
+
+TRIAL = """
+import torch
+
+@suite.trial("t")
+def t(arm, point, seed, device):
+    x = torch.ones(4, device=device)
+    if arm == "bad":
+        x = x[torch.full((1,), 2**40, device=device)]
+    return {"m": float(x.sum())}
+"""
+
+
+@needs_cuda
+def test_a_trial_that_breaks_cuda_for_its_process_does_not_break_the_others(make_suite, engine):
+    project = make_suite(TRIAL, devices=["cuda"])
+    records: list[Record] = []
+    for cell in make_plan(project.root, Request(devices=("cuda:0",)), this_machine()).cells:
+        run_cell(engine, project.root, cell, cell.arms, records.append, lambda text: None)
+    assert {record.arm: record.status for record in records} == {"before": "ok", "bad": "crashed", "after": "ok"}
+    assert all(record.peak_bytes > 0 for record in records if record.status == "ok")
 
 
 @no_cuda

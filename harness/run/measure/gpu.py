@@ -46,6 +46,17 @@ def claim(device: str, memory_bytes: int | None) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_bytes / total), index)
 
 
+def alive(device: str) -> bool:
+    """Whether CUDA still answers here: False after a fault that stays for the life of the process."""
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 class TorchGpu:
     """See :class:`harness.run.measure.cuda.CudaDevice`; all work and all events on the stream that is current now.
 
@@ -58,6 +69,7 @@ class TorchGpu:
         self._torch = torch
         self.device = torch.device(device)
         self._cuda = torch.cuda
+        torch.cuda.set_device(self.device)
         self._stream = torch.cuda.current_stream(self.device)
         self.l2_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
 
@@ -80,8 +92,13 @@ class TorchGpu:
         self.synchronise()
         return float(_PROBE_CYCLES / self.between_ns(start, end))
 
+    def resume(self) -> None:
+        """Make the stream current again: an arm may have left another."""
+        self._cuda.set_stream(self._stream)
+
     def spin(self, duration_ns: int) -> None:
         """A kernel that counts cycles."""
+        self.resume()
         self._cuda._sleep(max(1, round(duration_ns * self._cycles_per_ns)))
 
     def flush(self) -> None:
@@ -112,11 +129,7 @@ class TorchGpu:
 
     def usable(self) -> bool:
         """False after a fault that CUDA keeps for the life of the process, such as an illegal address."""
-        try:
-            self.synchronise()
-        except RuntimeError:
-            return False
-        return True
+        return alive(str(self.device))
 
     def reset_peak(self) -> int:
         """Forget earlier peaks; bytes that are allocated now."""

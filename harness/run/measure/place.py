@@ -42,6 +42,9 @@ class Place(Protocol):
     def lead(self) -> None:
         """Called before buffers are poisoned for a proof: work that does not queue behind it comes too early."""
 
+    def resume(self) -> None:
+        """Go on in the stream that is timed, whatever stream an arm has left current."""
+
     def settle(self) -> None:
         """Block until everything launched is done. Raises what it did wrong."""
 
@@ -71,6 +74,9 @@ class Host:
 
     def lead(self) -> None:
         """Nothing runs ahead."""
+
+    def resume(self) -> None:
+        """There are no streams."""
 
     def settle(self) -> None:
         """Nothing is under way."""
@@ -104,6 +110,9 @@ class Host:
 class MeasuredDevice(CudaDevice, Protocol):
     """A CUDA device whose memory and graphs are watched too, see :class:`harness.run.measure.gpu.TorchGpu`."""
 
+    def resume(self) -> None:
+        """Make the stream of the events current."""
+
     def usable(self) -> bool:
         """Whether CUDA still answers in this process."""
 
@@ -133,6 +142,10 @@ class Cuda:
     def lead(self) -> None:
         """Half a millisecond of work in the stream: what runs beside it, in another stream, is poisoned afterwards."""
         self.device.spin(_PROOF_LEAD_NS)
+
+    def resume(self) -> None:
+        """The stream of the events."""
+        self.device.resume()
 
     def settle(self) -> None:
         """All streams."""

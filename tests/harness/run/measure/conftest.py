@@ -48,6 +48,9 @@ class FakeGpu:
         self.host_ns += launch_ns
         self.free_ns = max(self.host_ns, self.free_ns) + duration_ns
 
+    def resume(self) -> None:
+        self.log.append("resume")
+
     def spin(self, duration_ns: int) -> None:
         self.log.append("spin")
         self.work(duration_ns)
