@@ -7,7 +7,9 @@ index of the code nearest to x/N_b (ties to the lower code). Rules at the edges,
 - x/N_b is the quotient rounded to float32, as IEEE division gives it, and midpoints of codes are exact, so codes and
   scales are equal bit for bit in every backend; parameters agree within the rounding of a root and a division;
 - an all-zero block has N_b = 0 and gives zeros back;
-- a NaN or an infinity makes N_b NaN or infinite, and then the whole block comes back as NaN: failures stay visible.
+- a NaN or an infinity makes N_b NaN or infinite, and then the whole block comes back as NaN, from a map that holds 0:
+  failures stay visible;
+- subnormal entries and scales count like others, unless the process flushes them to zero.
 
 Tensors are contiguous and on one device, the maps too. ``backend`` is one of ``BACKENDS`` or ``auto``, the default of
 :mod:`reference.kernels.backend`; BackendMissing says why one cannot run. Nothing is allocated but the results that no
@@ -50,8 +52,8 @@ def quantize_blockwise(
 ) -> tuple[Tensor, Tensor]:
     """(codes uint8[N], absmax float32[blocks]) of ``x``, float32 of any shape, flattened in memory order.
 
-    With ``keep_sign`` a negative entry that would become 0 takes the code below it, as the CUDA kernels do for the
-    first moment. ``code`` is a sorted float32[256] in [-1, 1]. ``out`` holds the two results.
+    With ``keep_sign`` a negative entry that would become 0 takes the code below it, if there is one: no first moment
+    loses its sign. ``code`` is a sorted float32[256] in [-1, 1]. ``out`` holds the two results.
     """
     x = x.detach()
     _check("x", x, torch.float32, x.numel(), x)

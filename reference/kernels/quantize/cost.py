@@ -4,6 +4,8 @@ from __future__ import annotations
 
 FP32 = 4
 CODE = 1
+PIECE = 4096
+_PIECES = {"quantize": 1, "dequantize": 0, "adam": 3, "momentum": 2, "lion": 2}
 
 
 def adam_fp32_bytes(n: int) -> int:
@@ -26,6 +28,16 @@ def momentum8bit_bytes(n: int, block: int) -> float:
     return (3 * FP32 + 2 * CODE + 2 * FP32 / block) * n
 
 
+def lion_fp32_bytes(n: int) -> int:
+    """20 bytes a parameter, as momentum."""
+    return momentum_fp32_bytes(n)
+
+
+def lion8bit_bytes(n: int, block: int) -> float:
+    """14 + 8/block bytes a parameter, as momentum."""
+    return momentum8bit_bytes(n, block)
+
+
 def quantize_bytes(n: int, block: int) -> float:
     """5 + 4/block bytes an entry: read x, write the code and the block's scale. Dequantising moves as many."""
     return (FP32 + CODE + FP32 / block) * n
@@ -39,6 +51,24 @@ def adam_flops(n: int) -> int:
 def adam8bit_flops(n: int) -> int:
     """The step's, a product each to dequantise and a division each to requantise; comparisons are not counted."""
     return adam_flops(n) + 4 * n
+
+
+def lion_flops(n: int) -> int:
+    """9 a parameter: 3 for the direction, 3 for m, 3 for p; the sign is not counted."""
+    return 9 * n
+
+
+def lion8bit_flops(n: int) -> int:
+    """The step's, a product to dequantise and a division to requantise."""
+    return lion_flops(n) + 2 * n
+
+
+def workspace_bytes(op: str, threads: int = 1) -> int:
+    """What the Numba backend takes for ``op`` whatever the size: pieces of 4096 float32 in the frames of each thread.
+
+    The eager backend allocates several whole tensors; ``cuda_gpu.workspace_bytes`` says what CUDA takes.
+    """
+    return _PIECES[op] * PIECE * FP32 * threads
 
 
 def adam_state_bytes(n: int, block: int | None) -> float:

@@ -26,7 +26,7 @@ def quantize(x: Tensor, code: Tensor, block: int, codes: Tensor, absmax: Tensor,
     # bucketize counts the midpoints strictly below each value.
     found = torch.bucketize(scaled, inner)
     if keep_sign:
-        found = torch.where((scaled < 0) & (code[found] == 0), found - 1, found)
+        found = torch.where((scaled < 0) & (code[found] == 0) & (found > 0), found - 1, found)
     codes.copy_(found.reshape(-1)[: x.numel()])
 
 

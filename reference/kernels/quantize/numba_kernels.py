@@ -102,15 +102,19 @@ def _encode_one_by_one(x, n, scale, table, keep_sign, codes):
     for i in range(n):
         scaled[i] = x[i] / scale
     for i in range(n):
-        place = max(((patterns[i] & _MAGNITUDE) >> MANTISSA_SHIFT) - LOWEST_KEY + 1, 0)
-        if patterns[i] < 0:
-            place += BINS
-        found = np.intp(table.base[place])
-        for _ in range(table.steps):
-            found += scaled[i] > table.midpoints[found]
-        if keep_sign and scaled[i] < 0 and found == table.zero:
-            found -= 1
-        codes[i] = found
+        # Without a branch: negative entries find their bins after the others.
+        place = max(((patterns[i] & _MAGNITUDE) >> MANTISSA_SHIFT) - LOWEST_KEY + 1, 0) + (patterns[i] >> 31 & BINS)
+        found = np.int32(table.base[place])
+        codes[i] = found + (scaled[i] > table.midpoints[found])
+    if table.steps > 1:
+        for i in range(n):
+            found = np.int32(codes[i])
+            for _ in range(table.steps - 1):
+                found += scaled[i] > table.midpoints[found]
+            codes[i] = found
+    if keep_sign:
+        for i in range(n):
+            codes[i] -= (scaled[i] < 0) & (codes[i] == table.zero)
 
 
 @_inline

@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-PIECE = 4096  # entries of a frame
+from reference.kernels.quantize.cost import PIECE
 
 
 @intrinsic

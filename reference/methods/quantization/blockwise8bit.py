@@ -96,7 +96,7 @@ class BlockwiseAdam8bit(_Blockwise):
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0, *, block: int | None = 256, map: MapName = "dynamic", min_size: int = 4096,  # noqa: A002
-        keep_sign: bool = False, backend: str = "numba",
+        keep_sign: bool = False, backend: str = "auto",
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
@@ -147,7 +147,7 @@ class BlockwiseMomentum8bit(_Blockwise):
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-2, momentum: float = 0.9, weight_decay: float = 0.0, *,
         block: int | None = 256, map: MapName = "dynamic", min_size: int = 4096, keep_sign: bool = False,  # noqa: A002
-        backend: str = "numba",
+        backend: str = "auto",
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(

@@ -22,16 +22,17 @@ HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 
 CODING_ERROR = 0.00705
 
 
-def step_problem(n: int) -> Problem:
+def step_problem(n: int, device: str = "cpu") -> Problem:
     """One step on ``n`` parameters. Inputs are p, g and both moments coded; 32-bit arms start from these, decoded."""
+    fused_workspace = cost.workspace_bytes("adam", torch.get_num_threads()) if device == "cpu" else 0
     return Problem(
-        inputs=lambda rng: draw(n, rng),
+        inputs=lambda rng: tuple(tensor.to(device) for tensor in draw(n, rng)),
         buffers=lambda *inputs: (),
         truth=true_step,
         arms={
-            "fused_8bit": eight_bit_arm(n, "numba"),
-            "eager_8bit": eight_bit_arm(n, "eager"),
-            "bitsandbytes_8bit": bitsandbytes_arm(n),
+            "fused_8bit": eight_bit_arm(n, device, "auto", fused_workspace),
+            "eager_8bit": eight_bit_arm(n, device, "eager"),
+            "bitsandbytes_8bit": bitsandbytes_arm(n, device),
             "torch_fused": torch_arm(n, fused=True),
             "torch_foreach": torch_arm(n, foreach=True),
         },
@@ -72,17 +73,17 @@ def step_error(outputs: Any, expected: Any) -> float:
     return float(worst)
 
 
-def eight_bit_arm(n: int, backend: str) -> Arm:
-    """This project's step."""
+def eight_bit_arm(n: int, device: str, backend: str, workspace_bytes: int | None = None) -> Arm:
+    """This project's step, by the fastest backend of the device or by a named one."""
 
     def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
         adam8bit_step(rest[4], g, *rest[5:], step=STEP, block=BLOCK, backend=backend, **HYPER)
 
-    return coded_arm(n, run)
+    return coded_arm(n, device, run, workspace_bytes)
 
 
-def bitsandbytes_arm(n: int) -> Arm | SkipArm:
-    """The library's step on CPU tensors, which is made of separate torch operations there."""
+def bitsandbytes_arm(n: int, device: str) -> Arm | SkipArm:
+    """The library's step; on CPU tensors it is made of separate torch operations."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return SkipArm("bitsandbytes is not installed")
     import bitsandbytes  # noqa: F401  # registers the operator
@@ -90,7 +91,7 @@ def bitsandbytes_arm(n: int) -> Arm | SkipArm:
     def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
         peer_step(rest[4], g, *rest[5:], step=STEP)
 
-    return coded_arm(n, run)
+    return coded_arm(n, device, run)
 
 
 def peer_step(
@@ -99,16 +100,22 @@ def peer_step(
     """One AdamW step by bitsandbytes' operator, in place."""
     torch.ops.bitsandbytes.optimizer_update_8bit_blockwise(
         "adam", g, p, m_codes, v_codes, HYPER["beta1"], HYPER["beta2"], 0.0, 0.0, HYPER["eps"], step, HYPER["lr"],
-        dynamic_map(True), dynamic_map(False), m_scale, v_scale, HYPER["weight_decay"], 1.0, False,
+        *maps(str(p.device)), m_scale, v_scale, HYPER["weight_decay"], 1.0, False,
     )
 
 
-def coded_arm(n: int, run: Callable[..., None]) -> Arm:
+def maps(device: str) -> tuple[Tensor, Tensor]:
+    """The code books of both moments."""
+    return dynamic_map(True, device), dynamic_map(False, device)
+
+
+def coded_arm(n: int, device: str, run: Callable[..., None], workspace_bytes: int | None = None) -> Arm:
     """An arm whose buffers are p and the coded moments."""
 
     def outputs(p: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor) -> tuple[Tensor, ...]:
-        m = dequantize_blockwise(m_codes, m_scale, dynamic_map(True), block=BLOCK, shape=(n,))
-        v = dequantize_blockwise(v_codes, v_scale, dynamic_map(False), block=BLOCK, shape=(n,))
+        m_map, v_map = maps(device)
+        m = dequantize_blockwise(m_codes, m_scale, m_map, block=BLOCK)
+        v = dequantize_blockwise(v_codes, v_scale, v_map, block=BLOCK)
         return p, m, v
 
     return Arm(
@@ -118,6 +125,7 @@ def coded_arm(n: int, run: Callable[..., None]) -> Arm:
         buffers=lambda p, g, *state: tuple(item.clone() for item in (p, *state)),
         outputs=outputs,
         in_place=True,
+        workspace_bytes=workspace_bytes,
     )
 
 
@@ -130,10 +138,11 @@ def torch_arm(n: int, **implementation: bool) -> Arm:
             [parameter], lr=HYPER["lr"], betas=(HYPER["beta1"], HYPER["beta2"]), eps=HYPER["eps"],
             weight_decay=HYPER["weight_decay"], **implementation,
         )
+        m_map, v_map = maps(str(p.device))
         optimizer.state[parameter] = {
-            "step": torch.tensor(float(STEP - 1)),
-            "exp_avg": dequantize_blockwise(m_codes, m_scale, dynamic_map(True), block=BLOCK, shape=(n,)),
-            "exp_avg_sq": dequantize_blockwise(v_codes, v_scale, dynamic_map(False), block=BLOCK, shape=(n,)),
+            "step": torch.tensor(float(STEP - 1), device=p.device if "fused" in implementation else "cpu"),
+            "exp_avg": dequantize_blockwise(m_codes, m_scale, m_map, block=BLOCK),
+            "exp_avg_sq": dequantize_blockwise(v_codes, v_scale, v_map, block=BLOCK),
         }
         return (optimizer,)
 

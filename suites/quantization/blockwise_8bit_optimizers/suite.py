@@ -202,7 +202,7 @@ def state_sizes(arm: str, point: Point) -> tuple[int, int, float, int]:
 @suite.speed("step")
 def step(point: Point, rng: np.random.Generator, device: str) -> Problem:
     """One AdamW step on n parameters."""
-    return step_problem(point["n"])
+    return step_problem(point["n"], device)
 
 
 @suite.estimate("failure_gap")
