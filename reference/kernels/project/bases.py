@@ -1,13 +1,15 @@
 """Ways to choose the r orthonormal columns of P for a gradient G.
 
 Each takes G (m x n), the rank and the side, and returns P (m x r or n x r) in G's dtype. The decompositions run in
-float32 for narrower types, since SVD and eigh of bfloat16 are neither offered nor accurate.
+float32 for narrower types, since SVD and eigh of bfloat16 are neither offered nor accurate. Random ones draw from
+``generator``: equal states give equal bases.
 """
 
 from __future__ import annotations
 
 import torch
 
+from reference.kernels.project.blas import matmul
 from reference.kernels.project.eager import Side
 
 
@@ -21,7 +23,7 @@ def svd_basis(G: torch.Tensor, rank: int, side: Side) -> torch.Tensor:
 def gram_basis(G: torch.Tensor, rank: int, side: Side) -> torch.Tensor:
     """The same subspace by eigh of the Gram matrix of the projected side; squares the condition number."""
     A = _columns_side(G, side)
-    _, vectors = torch.linalg.eigh(A @ A.mT)
+    _, vectors = torch.linalg.eigh(matmul(A, A.mT))
     return vectors[:, -rank:].flip(1).to(G.dtype).contiguous()
 
 
@@ -41,13 +43,13 @@ def range_finder(
     A = _columns_side(G, side)
     width = min(rank + oversample, *A.shape)
     omega = torch.randn(A.shape[1], width, generator=generator, dtype=A.dtype, device=A.device)
-    Q = torch.linalg.qr(A @ omega).Q
+    Q = torch.linalg.qr(matmul(A, omega)).Q
     for _ in range(power_iterations):
-        Q = torch.linalg.qr(A.mT @ Q).Q
-        Q = torch.linalg.qr(A @ Q).Q
-    B = Q.mT @ A
-    _, vectors = torch.linalg.eigh(B @ B.mT)
-    return (Q @ vectors[:, -rank:].flip(1)).to(G.dtype).contiguous()
+        Q = torch.linalg.qr(matmul(A.mT, Q)).Q
+        Q = torch.linalg.qr(matmul(A, Q)).Q
+    B = matmul(Q.mT, A)
+    _, vectors = torch.linalg.eigh(matmul(B, B.mT))
+    return matmul(Q, vectors[:, -rank:].flip(1)).to(G.dtype).contiguous()
 
 
 def power_basis(
@@ -64,7 +66,7 @@ def power_basis(
         start = torch.randn(A.shape[0], rank, generator=generator, dtype=A.dtype, device=A.device)
     P = start.to(A.dtype)
     for _ in range(iterations):
-        P = torch.linalg.qr(A @ (A.mT @ P)).Q
+        P = torch.linalg.qr(matmul(A, matmul(A.mT, P))).Q
     return P.to(G.dtype).contiguous()
 
 

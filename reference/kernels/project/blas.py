@@ -89,13 +89,15 @@ def panel_rows(m: int, n: int) -> int:
 def workspace_bytes(m: int, k: int, n: int, *, into: bool, contiguous: bool = True) -> int:
     """What a float32 product on the CPU allocates beyond A, B and its result or ``out`` (``into``).
 
-    ``contiguous`` is about A: of any other, rows are copied. A panel counts twice: the allocator may place it beside the
-    one before, which was just freed. B is packed block by block in buffers of bounded size that both libraries keep from
-    call to call; they are not counted.
+    ``contiguous`` is about A: of any other, rows are copied. A panel counts twice: the allocator may place it beside
+    the one before, which was just freed. B is packed block by block in buffers of bounded size that both libraries keep
+    from call to call; they are not counted.
     """
     if route_of(m, k, n, torch.float32, torch.device("cpu")) == "torch":
         return 0
     rows = panel_rows(m, n)
+    if not contiguous and _turned(m, k, n):
+        return 4 * n * (k + m)
     panels = 2 * rows * n if into and rows < m else rows * n if into else 0
     return 4 * (panels + (0 if contiguous else (rows if into else m) * k))
 
@@ -105,6 +107,9 @@ def _by_torch(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None) -> tor
 
 
 def _by_onednn(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    if not A.is_contiguous() and _turned(*A.shape, B.shape[1]):
+        product = _inner_product(B.mT.contiguous(), _dense(A)).mT
+        return product.contiguous() if out is None else out.copy_(product)
     weight = _dense(B.mT)
     if out is None:
         return _inner_product(A.contiguous(), weight)
@@ -113,6 +118,11 @@ def _by_onednn(A: torch.Tensor, B: torch.Tensor, out: torch.Tensor | None) -> to
         part = slice(start, start + rows)
         out[part].copy_(_inner_product(A[part].contiguous(), weight))
     return out
+
+
+def _turned(m: int, k: int, n: int) -> bool:
+    """Whether the transposed product, which wants copies of B and of the result, copies less than A's rows would be."""
+    return n * (k + m) < m * k
 
 
 def _inner_product(A: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ def test_the_table(backend, case):
 
 
 @given(m=st.integers(0, 40), n=st.integers(0, 40), seed=st.integers(0, 2**32), in_place=st.booleans())
-@settings(max_examples=12, **FEW)
+@settings(max_examples=8, **FEW)
 def test_moments_of_any_shape(backend, m, n, seed, in_place):
     random = torch.Generator().manual_seed(seed)
     R, M, V = (torch.randn(m, n, generator=random) for _ in range(3))
@@ -46,7 +46,7 @@ def test_moments_of_any_shape(backend, m, n, seed, in_place):
 
 
 @given(m=st.integers(0, 90), n=st.integers(0, 150), norm=st.sampled_from(["l1", "l2"]), seed=st.integers(0, 2**32))
-@settings(max_examples=12, **FEW)
+@settings(max_examples=8, **FEW)
 def test_norms_of_any_shape(backend, m, n, norm, seed):
     S = torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
     want = truth.column_norms(S.numpy(), norm)
@@ -54,10 +54,10 @@ def test_norms_of_any_shape(backend, m, n, norm, seed):
 
 
 @given(
-    length=st.integers(1, 60), rank=st.integers(1, 60), seed=st.integers(0, 2**64 - 1), step=st.integers(0, 2**32 - 1),
+    length=st.integers(1, 30), rank=st.integers(1, 40), seed=st.integers(0, 2**64 - 1), step=st.integers(0, 2**32 - 1),
     kind=st.sampled_from(["gaussian", "rademacher", "sparse"]), data=st.data(),
 )
-@settings(max_examples=12, **FEW)
+@settings(max_examples=8, **FEW)
 def test_random_blocks_of_any_place(backend, length, rank, seed, step, kind, data):
     top = data.draw(st.integers(0, length))
     left = 4 * data.draw(st.integers(0, rank // 4))

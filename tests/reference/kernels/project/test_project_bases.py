@@ -53,3 +53,21 @@ def test_power_iteration_from_the_answer_stays_there():
     best = kernels.svd_basis(G, 5, "left")
     again = kernels.power_basis(G, 5, "left", start=best)
     assert torch.linalg.matrix_norm(best.mT @ again).item() ** 2 == pytest.approx(5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["range_finder", "power", "random"])
+def test_equal_generators_give_equal_bases(name):
+    G = torch.randn(150, 140, generator=torch.Generator().manual_seed(0))
+    first, second = (BASES[name](G, 20, "right") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_power_iterations_bring_the_range_finder_to_the_svd():
+    G = torch.randn(200, 180, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(0, -2, 180))
+    best = truth.best_energy(G, 20)
+    found = [truth.captured_energy(G, kernels.range_finder(
+        G, 20, "right", power_iterations=power, generator=torch.Generator().manual_seed(1)), "right")
+        for power in (0, 1, 3)]
+    assert found[0] > 0.75 * best
+    assert found == sorted(found)
+    assert found[-1] > 0.999 * best

@@ -63,6 +63,18 @@ def test_every_shape(route, m, k, n, into):
 
 
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("into", [False, True])
+def test_a_tall_view_times_a_narrow_block(route, into):
+    """The case where the transposed product is taken."""
+    A, B = draw(90, 70, 1).mT, draw(90, 9, 2)
+    assert blas._turned(70, 90, 9)
+    out = torch.full((70, 9), torch.nan) if into else None
+    found = blas.matmul(A, B, out=out, route=route)
+    assert found.is_contiguous()
+    assert_float32(found, A, B)
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_several_panels_and_threads(route, monkeypatch):
     monkeypatch.setattr(blas, "PANEL_BYTES", 2**12)
     monkeypatch.setattr(blas, "PANEL_ROWS", 64)
