@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.judge.compare import Sequential, decide_speed
+from harness.judge.compare import Sequential, cell_alpha, decide_speed, holm
+from harness.judge.comparison import Comparison
 from harness.judge.stats.sequential import least_pairs, shares
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -175,6 +177,21 @@ def test_a_quarter_chance_of_one_layout_difference_raises_no_alarm(noise_of):
     assert abs(at_four.changed - 2 / 4**4) < 0.005  # the t interval is fooled whenever four agree
     assert SIM.rates(noise, 0.0, Sequential(0.01, alpha=0.001, looks=(4,)), 3000).changed == 0
     assert SIM.rates(noise, 0.0, PLAN, 1000).changed <= 0.002
+
+
+@pytest.mark.parametrize("name", ["usual", "canary"])
+def test_what_stops_at_the_cells_alpha_survives_holm(noise_of, name):
+    """One cell of 60 is 5 % slower; it is found, and Holm over all of them keeps it."""
+    plan = Sequential(0.01, alpha=cell_alpha(60))
+    rng = np.random.default_rng(5)
+    same = Comparison("s", "e", "b", "time", "same", "inside_zone")
+    words = []
+    for rounds in noise_of(full_name(name))(rng, 60, 12, SIM.ROUNDS) + math.log1p(0.05):
+        found = next(filter(None, (plan.look(rounds[:pairs]) for pairs in plan.looks)))
+        slow = found.onto(replace(same, arm="a"))
+        words.append(holm([slow, *[same] * 59], 0.05, lambda item, level, rounds=rounds:
+                          plan.again(rounds[:item.n], level))[0].verdict)
+    assert words.count("slower") >= 57
 
 
 @pytest.mark.slow
