@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ LIBRARY = "libcuda.so.1"
 SHARED_WITHOUT_ASKING = 48 * 1024  # more dynamic shared memory than this must be asked for, kernel by kernel
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
-Argument = torch.Tensor | np.generic
-Extent = int | tuple[int, ...]
+Argument: TypeAlias = torch.Tensor | np.generic
+Extent: TypeAlias = int | tuple[int, ...]
 
 # Names and argument types of cuda.h; handles (CUcontext, CUmodule, CUfunction, CUstream) are pointers, the rest int.
 _SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -149,7 +149,8 @@ def _extent(extent: Extent) -> tuple[int, int, int]:
     sizes = (extent,) if isinstance(extent, int) else extent
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1:
         raise ValueError(f"grid and block have one to three positive sizes, not {extent}")
-    return (*sizes, *(1,) * (3 - len(sizes)))
+    x, y, z = (*sizes, 1, 1)[:3]
+    return x, y, z
 
 
 @cache

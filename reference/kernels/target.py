@@ -21,7 +21,7 @@ class Width:
 def index(device: str | torch.device) -> int:
     """The number of a CUDA device; ``cuda`` without one is torch's current device."""
     device = torch.device(device)
-    return torch.cuda.current_device() if device.index is None else device.index
+    return int(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache
