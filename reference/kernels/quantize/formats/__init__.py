@@ -7,10 +7,10 @@
 | logarithmic | quantize_log, quantize_adalog, dequantize_log | s * 2^(-code*q/r), non-negative |
 | ternary | quantize_ternary, dequantize_ternary | {-1, 0, 1} * s as two bit planes |
 
-Each quantize function returns a frozen dataclass that holds the codes and all that its dequantize function needs. Inputs
-are contiguous float32, float16 or bfloat16 tensors, computed with in float32; codes are equal bit for bit in every
-backend. Results for zero entries are empty. Arithmetic is IEEE float32 without flush-to-zero: a process that flushes
-subnormals can differ where a scale or its reciprocal is one, below 2^-126 or above 2^126.
+Each quantize function returns a frozen dataclass that holds the codes and all that its dequantize function needs.
+Inputs are contiguous float32, float16 or bfloat16 tensors, computed with in float32; codes are equal bit for bit in
+every backend, and values too. Zero entries give empty results. Arithmetic is IEEE float32 without flush-to-zero: a
+process that flushes subnormals can differ where a scale or its reciprocal is one, below 2^-126 or above 2^126.
 """
 
 from reference.kernels.backend import BACKENDS

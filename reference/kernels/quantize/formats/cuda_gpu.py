@@ -21,8 +21,8 @@ _SUFFIXES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 def quantize_nf4(x: Tensor, block: int, codes: Tensor, scale: Tensor) -> None:
     """Fill ``codes`` (packed) and ``scale`` (float32[blocks]) from ``x``."""
-    arguments = (x, _table(NF4_MIDPOINTS, x.device), codes, scale, np.int64(x.numel()), _log2(block), _aligned(x, codes))
-    _launch("nf4_quantize", x, arguments)
+    n, midpoints = np.int64(x.numel()), _table(NF4_MIDPOINTS, x.device)
+    _launch("nf4_quantize", x, (x, midpoints, codes, scale, n, _log2(block), _aligned(x, codes)))
 
 
 def dequantize_nf4(codes: Tensor, scale: Tensor, block: int, out: Tensor) -> None:

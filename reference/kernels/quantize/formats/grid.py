@@ -86,8 +86,8 @@ def layout_of(shape: tuple[int, ...], axis: int | None, group: int | None) -> La
     if group is not None:
         if not isinstance(group, int) or group < 1 or not shape:
             raise ValueError(f"a group is a positive number of entries of the last axis, found {group!r} for {shape}")
-        length = max(shape[-1], 1)
-        return Layout(n, length, min(group, length), n // length * -(-length // group), (*shape[:-1], -(-shape[-1] // group)))
+        length, groups = max(shape[-1], 1), -(-shape[-1] // group)
+        return Layout(n, length, min(group, length), n // length * groups, (*shape[:-1], groups))
     if axis is None:
         return Layout(n, max(n, 1), max(n, 1), 1, ())
     if not -len(shape) <= axis < len(shape):

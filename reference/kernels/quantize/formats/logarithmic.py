@@ -6,7 +6,8 @@ comparison decides as the real numbers do. Codes are therefore equal in every ba
 
 - x > s takes code 0, the largest value; what is too small for the last code is flushed to 0, as are negative and
   subnormal entries (AdaLog's lower clip of x/s at 1e-15 never shows: it would only keep values that small);
-- ``zero="extra"``: 2^bits powers and, one code above them, zero; a byte a code, so at most 7 bits. The papers' arithmetic;
+- ``zero="extra"``, the papers' arithmetic: 2^bits powers and, one code above them, zero; a byte a code, so 7 bits at
+  most;
 - ``zero="last"``: 2^bits - 1 powers, and the last code is zero; 2-bit and 4-bit codes are packed (see ``packing``);
 - a NaN takes code 0; without a given s, a NaN or an infinity makes s NaN and the whole tensor comes back as NaN.
 """
@@ -85,7 +86,9 @@ def quantize_log(
     return done
 
 
-def quantize_adalog(x: Tensor, *, q: int, bits: int = 4, scale: float | None = 1.0, backend: str = "auto") -> Logarithmic:
+def quantize_adalog(
+    x: Tensor, *, q: int, bits: int = 4, scale: float | None = 1.0, backend: str = "auto"
+) -> Logarithmic:
     """:func:`quantize_log` with AdaLog's base 2^(q/37); after a softmax the scale is 1."""
     return quantize_log(x, bits=bits, q=q, r=ADALOG_R, scale=scale, backend=backend)
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 
-from reference.kernels.quantize.formats.books import NF4_ZERO
 from reference.kernels.quantize.formats.support import check, code_bytes, flat_input, kernels, result
 
 Tensor = torch.Tensor
@@ -60,7 +59,7 @@ def quantize_nf4(x: Tensor, *, block: int = 64, out: NF4 | None = None, backend:
 def dequantize_nf4(
     packed: NF4, *, dtype: torch.dtype = torch.float32, out: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    """value[code] * N_b, computed in float32 and rounded to ``dtype`` (or to the type of ``out``), of ``packed.shape``."""
+    """value[code] * N_b in float32, rounded to ``dtype`` (or to the type of ``out``), of ``packed.shape``."""
     device = packed.codes.device
     _check(packed, device)
     values = result(out, dtype, packed.shape, device)
@@ -71,8 +70,7 @@ def dequantize_nf4(
 
 def _empty(shape: tuple[int, ...], block: int, device: torch.device) -> NF4:
     n = torch.Size(shape).numel()
-    codes = torch.full((code_bytes(n, 4),), NF4_ZERO * 17, dtype=torch.uint8, device=device) if n % 2 else (
-        torch.empty(code_bytes(n, 4), dtype=torch.uint8, device=device))
+    codes = torch.empty(code_bytes(n, 4), dtype=torch.uint8, device=device)
     return NF4(codes, torch.empty(_blocks(n, block), device=device), shape, block)
 
 

@@ -1,4 +1,7 @@
-"""The formats on the CPU, on as many threads as torch uses: who does what; the loops are in ``numba_kernels``."""
+"""The formats on the CPU, on as many threads as torch uses: who does what.
+
+The loops are in ``numba_books`` and ``numba_uniform``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reference.kernels.quantize.formats import numba_kernels as kernels
+from reference.kernels.quantize.formats import numba_books, numba_uniform
 from reference.kernels.quantize.formats.books import LOG_SHIFT, LogBook
 from reference.kernels.quantize.formats.grid import Grid, Layout
 
@@ -27,13 +30,13 @@ _NO_FLOATS, _NO_BYTES = np.empty(0, np.float32), np.empty(0, np.uint8)
 def quantize_nf4(x: Tensor, block: int, codes: Tensor, scale: Tensor) -> None:
     """Fill ``codes`` (packed) and ``scale`` (float32[blocks]) from ``x``."""
     arguments = (_array(x), block, codes.numpy(), scale.numpy())
-    _run(kernels.nf4_part, kernels.nf4_parallel, x.numel(), arguments)
+    _run(numba_books.nf4_part, numba_books.nf4_parallel, x.numel(), arguments)
 
 
 def dequantize_nf4(codes: Tensor, scale: Tensor, block: int, out: Tensor) -> None:
     """Fill ``out`` with value[code] * scale."""
     arguments = (codes.numpy(), scale.numpy(), block, _array(out))
-    _run(kernels.nf4_values_part, kernels.nf4_values_parallel, out.numel(), arguments)
+    _run(numba_books.nf4_values_part, numba_books.nf4_values_parallel, out.numel(), arguments)
 
 
 def quantize_uniform(
@@ -49,7 +52,7 @@ def quantize_uniform(
     draws = _NO_FLOATS if noise is None else noise.numpy()
     fit = fused and not given
     arguments = (array, draws, _numbers(layout), integers, grid.each, fit, codes.numpy(), scales, zeros)
-    _run(kernels.uniform_part, kernels.uniform_parallel, x.numel(), arguments)
+    _run(numba_uniform.uniform_part, numba_uniform.uniform_parallel, x.numel(), arguments)
 
 
 def dequantize_uniform(
@@ -57,26 +60,26 @@ def dequantize_uniform(
 ) -> None:
     """Fill ``out`` with (code - zero) * scale."""
     arguments = (codes.numpy(), scale.numpy(), _bytes(zero), _numbers(layout), grid.each, grid.bits, _array(out))
-    _run(kernels.uniform_values_part, kernels.uniform_values_parallel, out.numel(), arguments)
+    _run(numba_uniform.uniform_values_part, numba_uniform.uniform_values_parallel, out.numel(), arguments)
 
 
 def quantize_log(x: Tensor, book: LogBook, bits: int, each: int, codes: Tensor) -> None:
     """Fill ``codes`` with the number of thresholds above each entry."""
     del bits
     arguments = (_array(x), book.base, book.thresholds, np.int32(LOG_SHIFT), each, codes.numpy())
-    _run(kernels.log_part, kernels.log_parallel, x.numel(), arguments)
+    _run(numba_books.log_part, numba_books.log_parallel, x.numel(), arguments)
 
 
 def dequantize_log(codes: Tensor, table: Tensor, bits: int, each: int, out: Tensor) -> None:
     """Fill ``out`` with table[code]."""
     arguments = (codes.numpy(), table.numpy(), each, bits, _array(out))
-    _run(kernels.table_values_part, kernels.table_values_parallel, out.numel(), arguments)
+    _run(numba_books.table_values_part, numba_books.table_values_parallel, out.numel(), arguments)
 
 
 def mean_magnitude(x: Tensor) -> float:
     """mean |x|, summed in float64."""
     totals = np.empty(_parts(x.numel()), np.float64)
-    _run(kernels.magnitudes_part, kernels.magnitudes_parallel, x.numel(), (_array(x), totals))
+    _run(numba_books.magnitudes_part, numba_books.magnitudes_parallel, x.numel(), (_array(x), totals))
     return float(totals.sum()) / x.numel()
 
 
@@ -85,22 +88,23 @@ def quantize_ternary(x: Tensor, threshold: float, mask: Tensor, sign: Tensor) ->
     parts = _parts(x.numel())
     counts, totals = np.empty(parts, np.int64), np.empty(parts, np.float64)
     arguments = (_array(x), np.float32(threshold), mask.numpy(), sign.numpy(), counts, totals)
-    _run(kernels.ternary_part, kernels.ternary_parallel, x.numel(), arguments)
+    _run(numba_books.ternary_part, numba_books.ternary_parallel, x.numel(), arguments)
     return int(counts.sum()), float(totals.sum())
 
 
 def dequantize_ternary(mask: Tensor, sign: Tensor, scale: float, out: Tensor) -> None:
     """Fill ``out`` with scale * (mask - 2 * sign)."""
     arguments = (mask.numpy(), sign.numpy(), np.float32(scale), _bit_table(), _array(out))
-    _run(kernels.ternary_values_part, kernels.ternary_values_parallel, out.numel(), arguments)
+    _run(numba_books.ternary_values_part, numba_books.ternary_values_parallel, out.numel(), arguments)
 
 
 def _find_scales(array: Array, layout: Layout, integers: tuple[Any, ...], scales: Array, zeros: Array) -> None:
     """Scales whose runs are many or long: every thread finds extremes of its share, then they are joined."""
     parts = _parts(array.size)
     lows, highs = (np.empty((parts, layout.period), np.int32) for _ in range(2))
-    _run(kernels.extremes_part, kernels.extremes_parallel, array.size, (array, _numbers(layout), lows, highs))
-    kernels.fit_scales(lows, highs, integers, scales, zeros)
+    arguments = (array, _numbers(layout), lows, highs)
+    _run(numba_uniform.extremes_part, numba_uniform.extremes_parallel, array.size, arguments)
+    numba_uniform.fit_scales(lows, highs, integers, scales, zeros)
 
 
 def _parts(n: int) -> int:

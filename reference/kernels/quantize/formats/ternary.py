@@ -1,9 +1,10 @@
 """Ternary codes {-1, 0, 1} times one scale, held as two bit planes.
 
-An entry is kept when |x| >= threshold and x is not 0. The planes are ``mask`` (kept) and ``sign`` (kept and negative), one
-bit an entry, the first in the highest bit of a byte: products of two ternary vectors are then ANDs and bit counts, which
-is what ComPEFT (arXiv 2311.13171) stores two masks for. Defaults are those of Ternary Weight Networks (arXiv 1605.04711):
-threshold 0.7 * mean|x| and scale mean|x| over the kept entries. ComPEFT itself is ``density=k, scale=alpha * x.std()``.
+An entry is kept when |x| >= threshold and x is not 0. The planes are ``mask`` (kept) and ``sign`` (kept and negative),
+one bit an entry, the first in the highest bit of a byte: products of two ternary vectors are then ANDs and bit counts,
+which is what ComPEFT (arXiv 2311.13171) wants two masks for. Defaults are those of Ternary Weight Networks (arXiv
+1605.04711): threshold 0.7 * mean|x| and scale mean|x| over the kept entries. ComPEFT itself is ``density=k,
+scale=alpha * x.std()``.
 
 Codes are equal in every backend for a given threshold. Means are sums in float64: a default threshold and scale may
 differ in the last place between backends. A NaN or an infinity makes the default scale NaN or infinite, and then no
@@ -28,7 +29,7 @@ TWN_FACTOR = 0.7
 
 @dataclass(frozen=True)
 class Ternary:
-    """mask and sign uint8[ceil(n/8)], scale a float32 value, for a tensor of ``shape``; kept counts the bits of mask."""
+    """mask and sign uint8[ceil(n/8)] and a float32 scale, for a tensor of ``shape``; kept counts the bits of mask."""
 
     mask: Tensor
     sign: Tensor
@@ -48,9 +49,9 @@ def quantize_ternary(
 ) -> Ternary:
     """The signs of the large entries of ``x``, contiguous float32, float16 or bfloat16.
 
-    ``threshold`` says what is large, or ``density`` k does: the k*n largest magnitudes (rounded, at least one; more when
-    several equal the smallest of them). ``scale`` defaults to the mean magnitude of what is kept. ``out`` lends its
-    planes to the result. Raises ValueError for what does not fit, BackendMissing where ``backend`` cannot run (there is
+    ``threshold`` says what is large, or ``density`` k does: the k*n largest magnitudes (rounded, at least one; more
+    when several equal the smallest of them). ``scale`` defaults to the mean magnitude of what is kept. ``out`` lends
+    its planes to the result. Raises ValueError for what does not fit, BackendMissing where ``backend`` cannot run (there is
     no CUDA C++ kernel: ``auto`` takes Triton).
     """
     flat, planes = flat_input("x", x), (code_bytes(x.numel(), 1),)

@@ -86,10 +86,8 @@ def quantize_log(x: Tensor, book: LogBook, bits: int, each: int, codes: Tensor) 
 def dequantize_log(codes: Tensor, table: Tensor, bits: int, each: int, out: Tensor) -> None:
     """Fill ``out`` with table[code]."""
     del bits
-    n = out.numel()
-    _launch(
-        triton_kernels.table_values, out, _programs(out), codes, table, out, n, EACH=each, ENTRIES=ENTRIES, WIDE=_wide(n)
-    )
+    n, constants = out.numel(), {"EACH": each, "ENTRIES": ENTRIES, "WIDE": _wide(out.numel())}
+    _launch(triton_kernels.table_values, out, _programs(out), codes, table, out, n, **constants)
 
 
 def mean_magnitude(x: Tensor) -> float:

@@ -1,8 +1,8 @@
 """The Triton kernels behind ``triton_gpu.py``.
 
 Operations, their order and rounding are the eager backend's: divisions are IEEE and the launches forbid fused
-multiply-adds, so codes and scales are equal bit for bit. Inputs are widened to float32 as they are loaded. An index is 64
-bits wide only where ``WIDE`` says that the tensor needs it: 64-bit divisions are slow.
+multiply-adds, so codes and scales are equal bit for bit. Inputs are widened to float32 as they are loaded. An index is
+64 bits wide only where ``WIDE`` says that the tensor needs it: 64-bit divisions are slow.
 """
 
 from __future__ import annotations

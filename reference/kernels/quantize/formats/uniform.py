@@ -10,9 +10,10 @@ that 0 is exact. Rules at the edges, the same in every backend:
 - s is at least 2^-126, which is what all-zero runs get; they come back as zeros;
 - a NaN or an infinity makes the s of its run NaN and its codes ``low``: the run comes back as NaN;
 - with scales that are given, entries beyond the range take the end of the range, and a NaN takes ``low``;
-- 2-bit and 4-bit codes are packed, the first entry in the highest bits of a byte (see ``packing``), signed ones as two's
-  complement; other widths take a byte each;
-- the last group of a row may be shorter; |value - x| <= s/2 up to rounding where s comes from the data.
+- 2-bit and 4-bit codes are packed, the first entry in the highest bits of a byte (see ``packing``), signed ones as
+  two's complement; other widths take a byte each;
+- the last group of a row may be shorter; |value - x| <= s/2 up to rounding where s comes from the data, but a value
+  nearer than s/2 to the largest float32 may come back infinite.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def quantize_uniform(
     """Codes of ``x`` (contiguous float32, float16 or bfloat16) with scales from the data, or with those given.
 
     One scale for the tensor, for each index of ``axis``, or for each ``group`` of entries along the last axis.
-    ``scale`` (a positive number or float32 of the scales' shape; fixed point <bits, f> is ``scale=2**-f`` with
-    ``narrow=False``) and, when asymmetric, ``zero`` (an integer or uint8) replace what the data would give.
+    ``scale`` (a positive number, or float32 of the scales' shape whose entries are trusted to be that; fixed point
+    <bits, f> is ``scale=2**-f`` with ``narrow=False``) and, when asymmetric, ``zero`` (an integer or uint8) replace
+    what the data would give.
     ``noise`` in [0, 1), float32 of x's shape, rounds stochastically: v goes up when noise < v - floor(v), so that
     ``torch.rand(x.shape, generator=g)`` makes the expected code v itself. ``out``, an earlier result of equal settings,
     is written again. Raises ValueError for what does not fit, BackendMissing where ``backend`` cannot run.
@@ -95,8 +97,8 @@ def dequantize_uniform(
 def round_fixed_point(x: Tensor, *, word: int, fraction: int, noise: Tensor | None = None) -> Tensor:
     """``x`` rounded to fixed point <word, fraction>: clip(round(x * 2^f), -2^(w-1), 2^(w-1) - 1) * 2^-f, float32.
 
-    For words too wide for codes, 2 to 32 bits, of which float32 holds 24. Half to even, or stochastic with ``noise`` as in
-    :func:`quantize_uniform`. NaN stays NaN. Plain torch on any device.
+    For words too wide for codes, 2 to 32 bits, of which float32 holds 24. Half to even, or stochastic with ``noise``
+    as in :func:`quantize_uniform`. NaN stays NaN. Plain torch on any device.
     """
     if not 2 <= word <= 32:
         raise ValueError(f"a word has 2 to 32 bits, found {word}")
@@ -108,7 +110,8 @@ def round_fixed_point(x: Tensor, *, word: int, fraction: int, noise: Tensor | No
         check("noise", noise, torch.float32, tuple(x.shape), x.device)
         whole = scaled.floor()
         whole += noise < scaled - whole
-    return torch.ldexp(whole.clamp(-(2.0 ** (word - 1)), 2.0 ** (word - 1) - 1), torch.tensor(-fraction, device=x.device))
+    limit = 2.0 ** (word - 1)
+    return torch.ldexp(whole.clamp(-limit, limit - 1), torch.tensor(-fraction, device=x.device))
 
 
 def _empty(

@@ -129,7 +129,8 @@ def ternary_case(shape: tuple[int, ...], **options: float) -> Case:
 
     return Case(
         f"ternary {options} {shape}", shape,
-        lambda x, backend: formats.quantize_ternary(x, backend=backend, **options), formats.dequantize_ternary, judge, 0,
+        lambda x, backend: formats.quantize_ternary(x, backend=backend, **options),
+        formats.dequantize_ternary, judge, 0,
     )
 
 
@@ -143,13 +144,15 @@ CASES = [
     uniform_case((2, 4096), 4, False, True, group=4096), uniform_case((33, 64), 8, False, True, group=32),
     uniform_case((33, 64), 8, True, True, group=64), uniform_case((4, 64), 2, True, True, group=32),
     uniform_case((5, 33), 4, True, group=7), uniform_case((5, 33), 8, False, group=32),
-    uniform_case((3, 3), 2, False, group=1), uniform_case((70_000,), 4, True), uniform_case((400, 200), 8, False, axis=1),
-    uniform_case((300, 301), 4, False, group=100), nf4_case((70_001,), 64),
+    uniform_case((3, 3), 2, False, group=1), uniform_case((70_000,), 4, True),
+    uniform_case((400, 200), 8, False, axis=1), uniform_case((300, 301), 4, False, group=100), nf4_case((70_001,), 64),
     uniform_case((40, 8), 3, True, group=8), uniform_case((40, 9), 5, False, axis=0),
-    log_case((2501,), 4, 1, 1, "extra"), log_case((2501,), 3, 13, 37, "extra", 1.0), log_case((2501,), 4, 60, 37, "last"),
+    log_case((2501,), 4, 1, 1, "extra"), log_case((2501,), 3, 13, 37, "extra", 1.0),
+    log_case((2501,), 4, 60, 37, "last"),
     log_case((333,), 2, 2, 1, "last", 4.0), log_case((333,), 7, 10, 37, "extra"), log_case((333,), 8, 138, 37, "last"),
-    ternary_case((1,)), ternary_case((2501,)), ternary_case((13, 19), density=0.1), ternary_case((4096,), threshold=0.5),
-    ternary_case((333,), density=1.0, scale=2.0), ternary_case((70_001,)), log_case((70_001,), 4, 13, 37, "last"),
+    ternary_case((1,)), ternary_case((2501,)), ternary_case((13, 19), density=0.1),
+    ternary_case((4096,), threshold=0.5), ternary_case((333,), density=1.0, scale=2.0),
+    ternary_case((70_001,)), log_case((70_001,), 4, 13, 37, "last"),
 ]
 
 

@@ -33,7 +33,7 @@ X = torch.ones(4, 64)
         (lambda: formats.quantize_uniform(X, scale=torch.ones(4)), "scale must be contiguous"),
         (lambda: formats.quantize_uniform(X, zero=3), "symmetric codes have no zero point"),
         (lambda: formats.quantize_uniform(X, symmetric=False, scale=1.0), "pass both or neither"),
-        (lambda: formats.quantize_uniform(X, bits=4, symmetric=False, scale=1.0, zero=16), "zero must be a code, 0 to 15"),
+        (lambda: formats.quantize_uniform(X, bits=4, symmetric=False, scale=1.0, zero=16), "a code, 0 to 15"),
         (lambda: formats.quantize_uniform(X, noise=torch.zeros(4)), "noise must be contiguous"),
         (lambda: formats.quantize_uniform(X, out=formats.quantize_uniform(X, bits=4)), "out is for"),
         (lambda: formats.quantize_log(X, bits=8), "bits must be 2 to 7 with zero='extra'"),
@@ -101,7 +101,8 @@ for name, (quantize, options, dequantize) in uses.items():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_no_call_takes_more_memory_than_its_cost_model_says():
-    done = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-c", PEAKS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     peaks = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
     assert len(peaks) == 6

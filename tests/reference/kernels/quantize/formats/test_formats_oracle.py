@@ -177,7 +177,8 @@ def test_given_scales_and_noise_are_used_the_same_way_everywhere(backend_of_all,
         for options in ({"symmetric": True}, {"symmetric": False, "zero": zero}):
             results = [
                 formats.quantize_uniform(
-                    x.to(place), bits=4, axis=axis, group=group, noise=noise.to(place), scale=scale.to(place), backend=kind,
+                    x.to(place), bits=4, axis=axis, group=group, noise=noise.to(place), scale=scale.to(place),
+                    backend=kind,
                     **{key: value.to(place) if key == "zero" else value for key, value in options.items()},
                 )
                 for kind, place in ((name, device), ("eager", "cpu"))
