@@ -171,8 +171,9 @@ def _words(library: ctypes.CDLL, status: int) -> str:
     name, text = c_char_p(), c_char_p()
     library.cuGetErrorName(status, byref(name))
     library.cuGetErrorString(status, byref(text))
-    known = name.value is not None and text.value is not None
-    return f"{name.value.decode()}: {text.value.decode()}" if known else f"error {status}"
+    if name.value is None or text.value is None:
+        return f"error {status}"
+    return f"{name.value.decode()}: {text.value.decode()}"
 
 
 def _call(name: str, *arguments: object) -> None:
