@@ -51,8 +51,8 @@ def quantize_ternary(
 
     ``threshold`` says what is large, or ``density`` k does: the k*n largest magnitudes (rounded, at least one; more
     when several equal the smallest of them). ``scale`` defaults to the mean magnitude of what is kept. ``out`` lends
-    its planes to the result. Raises ValueError for what does not fit, BackendMissing where ``backend`` cannot run (there is
-    no CUDA C++ kernel: ``auto`` takes Triton).
+    its planes to the result. Raises ValueError for what does not fit, BackendMissing where ``backend`` cannot run
+    (there is no CUDA C++ kernel: ``auto`` takes Triton).
     """
     flat, planes = flat_input("x", x), (code_bytes(x.numel(), 1),)
     if threshold is not None and density is not None:
