@@ -12,7 +12,7 @@ import numpy as np
 from numba import config, get_num_threads, set_num_threads
 
 from reference.kernels.softmax import numba_kernels as kernels
-from reference.kernels.softmax.cost import GRAIN, chunks_of
+from reference.kernels.softmax.cost import chunks_of, shared
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ PASSES = {
 
 Kernel = Callable[[np.ndarray, np.ndarray], None]
 
-__all__ = ["ALGORITHMS", "GRAIN", "PASSES", "bind", "chunks_of", "log_softmax", "log_sum_exp", "softmax"]
+__all__ = ["ALGORITHMS", "PASSES", "bind", "chunks_of", "log_softmax", "log_sum_exp", "softmax"]
 
 
 def softmax(x: Array, out: Array, algorithm: str, threads: int | None) -> None:
@@ -87,13 +87,10 @@ def bind(algorithm: str, rows: int, n: int, threads: int, op: str = "softmax") -
     works in chunks keeps their partial results, so it must not run twice at once.
     """
     codes = OPS[op], ALGORITHMS[algorithm]
-    workers, chunks = chunks_of(rows * n, threads), chunks_of(n, threads)
-    if workers == 1:
-        return partial(_one_thread, *codes)
-    # A handful of long rows would leave threads idle at the end.
-    if chunks < workers or rows >= 8 * workers or rows % workers == 0:
-        return partial(_shared_rows, *codes, min(workers, rows))
-    return partial(_chunked_rows, *codes, *partials(chunks))
+    how, parts = shared(rows, n, threads)
+    if how == "chunks":
+        return partial(_chunked_rows, *codes, *partials(parts))
+    return partial(_one_thread, *codes) if parts == 1 else partial(_shared_rows, *codes, parts)
 
 
 def _one_thread(op: int, algorithm: int, x: np.ndarray, out: np.ndarray) -> None:

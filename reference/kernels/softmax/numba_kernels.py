@@ -213,7 +213,9 @@ def run_row(op, algorithm, x, y, S, E):
     while True:
         run_pass(which, x, y, shift, r, r_low, k, m, S, E)
         if which == FIND_MAX:
-            shift, e = E.max(), ZERO
+            shift, e = E[0], ZERO
+            for c in range(1, E.size):
+                shift = max(shift, E[c])
             which = SUM_STORE_EXP if algorithm == THREE_PASS_RELOAD else SUM_EXP
             continue
         if which == ACCUMULATE:
@@ -228,7 +230,9 @@ def run_row(op, algorithm, x, y, S, E):
             for c in range(1, S.size):
                 m, shift = merge_online(m, shift, S[c], E[c])
         elif which in (SUM_EXP, SUM_STORE_EXP):
-            m = S.sum()
+            m = S[0]
+            for c in range(1, S.size):
+                m += S[c]
         else:
             return
         if op == LOG_SUM_EXP:

@@ -271,11 +271,10 @@ def _widen_bfloat16(_, builder, bits):
 
 
 def _round_bfloat16(_, builder, value):
-    """To the nearest bfloat16, ties to even; NaN stays NaN."""
+    """To the nearest bfloat16, ties to even. NaN from bfloat16 inputs has low bits of 0 and stays NaN."""
     bits = builder.bitcast(value, _BITS)
     odd = builder.and_(builder.lshr(bits, _constant(_BITS, 16)), _constant(_BITS, 1))
     rounded = builder.add(builder.add(bits, odd), _constant(_BITS, 0x7FFF))
-    rounded = builder.select(builder.fcmp_unordered("uno", value, value), _constant(_BITS, 0x7FC00000), rounded)
     return builder.trunc(builder.lshr(rounded, _constant(_BITS, 16)), _SHORTS)
 
 
