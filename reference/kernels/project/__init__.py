@@ -4,7 +4,8 @@ Shapes, everywhere in this package: ``G`` and ``W`` are m x n. ``P`` has orthono
 m x r and R = P^T G is r x n, ``side="right"`` means P is n x r and R = G P is m x r.
 
 ``backend`` is ``auto`` or one of ``numba`` (float32, CPU), ``eager`` (plain torch, everything), ``triton`` and ``cuda``
-(CUDA devices). It chooses what surrounds the matrix products; these go to the platform's BLAS, see :func:`gemm_route`.
+(CUDA devices). It chooses what surrounds the matrix products; these go to the platform's BLAS, see :func:`gemm_route`,
+but for a step by ``eager`` and ``compile``, which are torch from end to end.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def lowrank_adam_step(
     then W *= 1 - lr*weight_decay. ``step`` counts from 1. Two GEMMs of 2mnr FLOPs with one elementwise pass between
     them. G and P are left as they are. What it allocates is ``cost.lowrank_adam_workspace_bytes``.
     """
-    R = project(G, P, side)
-    N = adam_direction(R, M, V, betas, eps, backend, out=R)
     rest = "eager" if backend == "compile" else backend
+    R = project(G, P, side, route="torch" if rest == "eager" else None)
+    N = adam_direction(R, M, V, betas, eps, backend, out=R)
     scale = eager.step_size(lr, step, betas) * alpha
     update_weight(W, N, P, side, scale, 1.0 - lr * weight_decay, workspace=workspace, backend=rest)
 

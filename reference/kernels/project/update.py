@@ -9,9 +9,11 @@ from reference.kernels.project.eager import Side
 from reference.kernels.project.workspace import Workspace
 
 
-def project(G: torch.Tensor, P: torch.Tensor, side: Side, *, out: torch.Tensor | None = None) -> torch.Tensor:
+def project(
+    G: torch.Tensor, P: torch.Tensor, side: Side, *, out: torch.Tensor | None = None, route: blas.Route | None = None
+) -> torch.Tensor:
     """R = P^T G (left, r x n) or G P (right, m x r), by :func:`reference.kernels.project.blas.matmul`."""
-    return blas.matmul(P.mT, G, out=out) if side == "left" else blas.matmul(G, P, out=out)
+    return blas.matmul(P.mT, G, out=out, route=route) if side == "left" else blas.matmul(G, P, out=out, route=route)
 
 
 def back_project(N: torch.Tensor, P: torch.Tensor, side: Side, *, out: torch.Tensor | None = None) -> torch.Tensor:
