@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from reference.kernels.backend import BackendMissing, choose
+from reference.kernels.backend import BackendMissing, choose, missing
 
 Tensor = torch.Tensor
 
@@ -20,14 +20,14 @@ _MODULES = {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cud
 def kernels(backend: str, device: torch.device, no_cuda: str | None = None) -> ModuleType:
     """The module that does the work on ``device``; see :func:`reference.kernels.backend.choose` for the errors.
 
-    ``no_cuda`` says what ``formats.cu`` has no kernel for, if that is the case: then ``auto`` never takes ``cuda``, and
-    asking for it raises BackendMissing with those words.
+    ``no_cuda`` says what ``formats.cu`` has no kernel for, if that is the case: then ``auto`` takes Triton or eager, and
+    asking for ``cuda`` raises BackendMissing with those words.
     """
     if no_cuda is not None and backend == "cuda":
         raise BackendMissing(f"backend cuda has no kernel for this: {no_cuda}; use triton")
     name = choose(backend, str(device), SOURCE)
     if no_cuda is not None and name == "cuda":
-        name = choose("triton", str(device))
+        name = "eager" if missing("triton", str(device)) else "triton"
     return import_module(f"{__package__}.{_MODULES[name]}")
 
 

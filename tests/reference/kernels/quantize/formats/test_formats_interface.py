@@ -9,7 +9,7 @@ import torch
 
 from reference.kernels.backend import BackendMissing
 from reference.kernels.quantize import formats
-from reference.kernels.quantize.formats import cost, cuda_gpu
+from reference.kernels.quantize.formats import cost, cuda_gpu, support
 
 ROOT = Path(__file__).parents[5]
 X = torch.ones(4, 64)
@@ -57,6 +57,14 @@ def test_a_backend_that_cannot_run_says_why():
         formats.quantize_nf4(X, backend="cuda")
     with pytest.raises(ValueError, match="unknown backend"):
         formats.quantize_nf4(X, backend="fpga")
+
+
+@pytest.mark.parametrize("there, taken", [(True, "triton_gpu"), (False, "eager")])
+def test_where_cuda_has_no_kernel_auto_takes_the_next_best(device, monkeypatch, there, taken):
+    monkeypatch.setattr(support, "choose", lambda chosen, *_: "cuda" if chosen == "auto" else chosen)
+    monkeypatch.setattr(support, "missing", lambda *_: None if there else "not installed")
+    assert support.kernels("auto", torch.device(device), "this").__name__.rsplit(".", 1)[1] == taken
+    assert support.kernels("auto", torch.device(device)).__name__.rsplit(".", 1)[1] == "cuda_gpu"
 
 
 def test_cost_models_count_what_the_results_take():
