@@ -20,8 +20,8 @@ _MODULES = {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cud
 def kernels(backend: str, device: torch.device, no_cuda: str | None = None) -> ModuleType:
     """The module that does the work on ``device``; see :func:`reference.kernels.backend.choose` for the errors.
 
-    ``no_cuda`` says what ``formats.cu`` has no kernel for, if that is the case: then ``auto`` takes Triton or eager, and
-    asking for ``cuda`` raises BackendMissing with those words.
+    ``no_cuda`` says what ``formats.cu`` has no kernel for, if that is the case: then ``auto`` takes Triton or eager,
+    and asking for ``cuda`` raises BackendMissing with those words.
     """
     if no_cuda is not None and backend == "cuda":
         raise BackendMissing(f"backend cuda has no kernel for this: {no_cuda}; use triton")

@@ -174,7 +174,7 @@ def _no_cuda_quantize(layout: Layout, grid: Grid, given: bool, noise: Tensor | N
     if given or noise is not None:
         return "scales that are given and stochastic rounding"
     fits = layout.runs == layout.period and layout.aligned(grid.each) and layout.group in GROUPS_ON_CUDA
-    return None if fits else f"scales other than those of groups of 32, 64, ... {GROUPS_ON_CUDA[-1]} that fill their rows"
+    return None if fits else "scales other than those of groups of 32, 64, ... 4096 that fill their rows"
 
 
 GROUPS_ON_CUDA = tuple(2**power for power in range(5, 13))
