@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from harness.declare.checks import Model, distinct, known
@@ -25,6 +23,7 @@ from harness.declare.experiment import (
 )
 from harness.declare.explain import CardFault, explain
 from harness.declare.fields import is_condition
+from harness.declare.strict_yaml import parse_mapping
 from harness.errors import LitmusError, did_you_mean
 
 __all__ = [
@@ -114,36 +113,8 @@ def load_card(path: Path) -> Card:
 
 def parse_card(text: str, where: object) -> Card:
     """Validate a card given as YAML text; ``where`` names it in messages."""
-    try:
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise LitmusError(
-            "the card is not valid YAML", where=at, value=getattr(error, "problem", None) or str(error),
-            expected="a YAML mapping", next_step="check indentation and quotes at that line",
-        ) from error
-    except RecursionError as error:
-        raise LitmusError("the card is nested too deeply", where=where, expected="a card a few levels deep",
-                          next_step="see an example with: litmus new") from error
-    if not isinstance(data, dict):
-        raise LitmusError("the card is not a mapping", where=where, value=type(data).__name__, next_step="see an "
-                          "example with: litmus new", expected="the keys " + ", ".join(Card.model_fields))
+    data = parse_mapping(text, where, "the card", Card.model_fields, "see an example with: litmus new")
     try:
         return Card.model_validate(data)
     except ValidationError as error:
         raise explain(error, Card, data, where) from error
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # base chosen at run time
-    """A safe loader that refuses a key given twice, which YAML would silently overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            if isinstance(key, str | int):
-                seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
