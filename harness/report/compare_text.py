@@ -1,0 +1,52 @@
+"""A comparison for the terminal: alarms, a table with the worst first, the counts."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.judge.comparison import Comparison, Outcome
+from harness.report.compare_words import (
+    basis_text,
+    change_text,
+    counts,
+    headline,
+    interval_text,
+    plain,
+    where_text,
+    worst_first,
+    zone_text,
+)
+
+STYLES = {"slower": "red", "worse": "red", "faster": "green", "better": "green", "same": "", "inconclusive": "yellow",
+          "incomparable": "dim"}
+_MOST_ROWS = 200
+
+
+def render(outcome: Outcome, *, most_rows: int = _MOST_ROWS) -> RenderableType:
+    """The comparison as a rich renderable. What is ``same`` is only counted; rows beyond ``most_rows`` too."""
+    parts: list[RenderableType] = [Text(f"{plain(outcome.base)} → {plain(outcome.head)}", style="bold")]
+    parts += [Text(f"alarm: {plain(alarm, 600)}", style="bold red") for alarm in outcome.alarms]
+    rows = [item for item in worst_first(outcome.comparisons) if item.verdict != "same"]
+    if rows:
+        parts += ["", _table(rows[:most_rows])]
+    if len(rows) > most_rows:
+        parts.append(Text(f"{len(rows) - most_rows} more rows: see --format json", style="dim"))
+    parts += ["", Text(counts(outcome.comparisons))]
+    parts.append(Text(headline(outcome), style="green" if outcome.exit_code == 0 else "bold red"))
+    return Group(*parts)
+
+
+def _table(rows: list[Comparison]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("verdict", "where", "arm", "metric", "change", "interval", "n", "zone", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("verdict", "change", "interval", "zone"))
+    for item in rows:
+        word = Text(item.verdict + ("" if item.gates or item.verdict == "incomparable" else " (not gating)"),
+                    style=STYLES[item.verdict] if item.reason != "head_status" else "red")
+        why = f"{item.reason}: {item.detail}" if item.detail else item.reason
+        cells = (where_text(item), plain(item.arm), plain(item.metric), change_text(item), interval_text(item),
+                 basis_text(item), zone_text(item), plain(why, 300))
+        table.add_row(word, *(Text(cell) for cell in cells))
+    return table
