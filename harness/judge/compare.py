@@ -65,7 +65,7 @@ def decide_speed(rounds: Floats, zone: float, level: float) -> Decision:
                         "a time is zero or not finite")
     medians = process_medians(rounds)
     center = float(medians.mean()) if count else math.nan
-    return _speed_word(center, *t_interval(medians, level), zone, level, count)
+    return speed_word(center, *t_interval(medians, level), zone, level, count)
 
 
 def process_medians(rounds: Floats) -> Floats:
@@ -76,7 +76,8 @@ def process_medians(rounds: Floats) -> Floats:
     return np.asarray((ordered[row, (counts - 1) // 2] + ordered[row, counts // 2]) / 2)
 
 
-def _speed_word(center: float, low: float, high: float, zone: float, level: float, count: int) -> Decision:
+def speed_word(center: float, low: float, high: float, zone: float, level: float, count: int) -> Decision:
+    """The word about a log ratio ``center`` with interval [low, high] over ``count`` units, see :func:`decide_speed`."""
     bound = math.log1p(zone)
 
     def said(word: Word, reason: str, detail: str = "") -> Decision:
