@@ -49,8 +49,9 @@ def adam_direction(
         N = compiled.adam_direction(R, M, V, betas, eps)
         return N if out is None else out.copy_(N)
     N = torch.empty_like(M) if out is None else out
-    module = dispatch.module(backend, M, V, N)
-    module.adam_moments(R if module is eager else R.contiguous(), M, V, N, betas, eps)
+    whole = R.contiguous()
+    module = dispatch.module(backend, M, V, N, whole)
+    module.adam_moments(R if module is eager else whole, M, V, N, betas, eps)
     return N
 
 

@@ -34,12 +34,12 @@ def update_weight(
 ) -> None:
     """W <- keep * (W - step * back_project(N)) in place.
 
-    By torch it is one GEMM that accumulates into W. Where the GEMM goes to oneDNN, which cannot accumulate, a panel of
-    rows is multiplied and subtracted while it is in the cache; no m x n temporary is made.
+    By torch it is one GEMM that accumulates into W, whatever its strides. Where the GEMM goes to oneDNN, which cannot
+    accumulate, a panel of rows is multiplied and subtracted while it is in the cache; no m x n temporary is made.
     """
     m, n = W.shape
     rank = P.shape[1]
-    chosen = dispatch.name(backend, W, N, P)
+    chosen = dispatch.name(backend, W) if W.is_contiguous() else "eager"
     if chosen != "numba" or blas.route_of(m, rank, n, W.dtype, W.device) == "torch":
         with blas.full_precision(W):
             eager.update_weight(W, N, P, side, step, keep)
