@@ -6,13 +6,15 @@ DEVICE  ?= auto
 BUDGET  ?=
 OUT     ?=
 PYTHON  ?=
+BASE    ?= origin/main
+HEAD    ?= HEAD
 
 LITMUS := .venv/bin/litmus
 PY     := .venv/bin/python
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: bench test lint report compare asv clean help readme-table venv
+.PHONY: bench test benchmarks lint report ab compare asv clean help readme-table venv
 
 bench: venv  ## run the suites, print the verdicts, write the report   [PROFILE SUITES DEVICE BUDGET OUT]
 	@status=0; \
@@ -21,8 +23,12 @@ bench: venv  ## run the suites, print the verdicts, write the report   [PROFILE 
 	case $$status in 0|4|5) $(LITMUS) report --run $(or $(OUT),latest) || exit $$?;; esac; \
 	exit $$status
 
-test: venv  ## run the tests   [ARGS="-k card"]
-	$(PY) -m pytest $(ARGS)
+test: venv  ## run the tests; speed cells are proved, not timed   [ARGS="-k card"]
+	$(PY) -m pytest --benchmark-disable $(ARGS)
+
+benchmarks: venv  ## time every speed cell with pytest-benchmark   [PROFILE=smoke SUITES DEVICE ARGS]
+	$(PY) -m pytest tests/benchmarks --benchmark-only --litmus-profile=$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE)) \
+	  --litmus-device=$(DEVICE) $(SUITES:%='--litmus-select=%') $(ARGS)
 
 lint: venv  ## ruff, mypy (strict on harness/), import contracts
 	$(PY) -m ruff check .
@@ -32,12 +38,20 @@ lint: venv  ## ruff, mypy (strict on harness/), import contracts
 report: venv  ## write the pages of the stored runs   [OUT]
 	$(LITMUS) report $(if $(OUT),--out $(OUT))
 
+ab: venv  ## compare two revisions in pairs on this machine   BASE=origin/main HEAD=HEAD   [SUITES BUDGET OUT=ab.md STRICT=1 ARGS]
+	@status=0; \
+	$(LITMUS) ab $(BASE) $(HEAD) $(SUITES) $(if $(BUDGET),--budget $(BUDGET)) --format markdown --out $(or $(OUT),ab.md) $(ARGS) || status=$$?; \
+	if [ $$status = 3 ] && [ -z '$(STRICT)' ]; then echo 'litmus ab: nothing to compare; no failure (STRICT=1 makes it one)'; exit 0; fi; \
+	exit $$status
+
 compare: venv  ## claims whose verdict differs between two stored runs   A=RUN B=RUN
 	$(PY) ci/verdict_changes.py $(A) $(B)
 
-asv: venv  ## measure HEAD's gated speed cells with asv, into results/asv
+asv: venv  ## measure HEAD with asv, add the stored runs, publish the history   [ARGS="--bench softmax"]
 	$(PY) -m asv machine --yes
-	$(PY) -m asv run --python=same --set-commit-hash=$$(git rev-parse HEAD)
+	$(PY) -m asv run --python=same --set-commit-hash=$$(git rev-parse HEAD) $(ARGS)
+	$(LITMUS) asv-export
+	$(PY) -m asv publish
 
 readme-table: venv  ## fill README's table of verdicts from results/
 	$(PY) ci/readme_table.py
