@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +9,18 @@ import numpy as np
 import torch
 
 from harness.declare.suite import Arm, Problem, SkipArm
-from reference.kernels.quantize import adam8bit_step, cost, dequantize_blockwise, dynamic_map, truth
+from reference.kernels.backend import default
+from reference.kernels.quantize import SOURCE, adam8bit_step, cost, dequantize_blockwise, dynamic_map, truth
+from suites.quantization.blockwise_8bit_optimizers.backends import (
+    BLOCK,
+    unless_missing,
+    unless_not_installed,
+    workspace_bytes,
+)
 
 Tensor = torch.Tensor
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
-BLOCK = 256
 STEP = 10
 HYPER = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
 # Half the widest gap of the dynamic map, and a little rounding: what coding a moment may cost, in units of its scale.
@@ -23,16 +28,20 @@ CODING_ERROR = 0.00705
 
 
 def step_problem(n: int, device: str = "cpu") -> Problem:
-    """One step on ``n`` parameters. Inputs are p, g and both moments coded; 32-bit arms start from these, decoded."""
-    fused_workspace = cost.workspace_bytes("adam", torch.get_num_threads()) if device == "cpu" else 0
+    """One step on ``n`` parameters. Inputs are p, g and both moments coded; 32-bit arms start from these, decoded.
+
+    ``fused_8bit`` is the fastest backend of the device; the arms that name one skip where it is missing.
+    """
     return Problem(
         inputs=lambda rng: tuple(tensor.to(device) for tensor in draw(n, rng)),
         buffers=lambda *inputs: (),
         truth=true_step,
         arms={
-            "fused_8bit": eight_bit_arm(n, device, "auto", fused_workspace),
+            "fused_8bit": eight_bit_arm(n, device, default(device, SOURCE)),
+            "fused_8bit_cuda": eight_bit_arm(n, device, "cuda"),
+            "fused_8bit_triton": eight_bit_arm(n, device, "triton"),
             "eager_8bit": eight_bit_arm(n, device, "eager"),
-            "bitsandbytes_8bit": bitsandbytes_arm(n, device),
+            "bitsandbytes_8bit": unless_not_installed(lambda: bitsandbytes_arm(n, device)),
             "torch_fused": torch_arm(n, fused=True),
             "torch_foreach": torch_arm(n, foreach=True),
         },
@@ -73,20 +82,17 @@ def step_error(outputs: Any, expected: Any) -> float:
     return float(worst)
 
 
-def eight_bit_arm(n: int, device: str, backend: str, workspace_bytes: int | None = None) -> Arm:
-    """This project's step, by the fastest backend of the device or by a named one."""
+def eight_bit_arm(n: int, device: str, backend: str) -> Arm | SkipArm:
+    """This project's step by one of its backends."""
 
     def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
         adam8bit_step(rest[4], g, *rest[5:], step=STEP, block=BLOCK, backend=backend, **HYPER)
 
-    return coded_arm(n, device, run, workspace_bytes)
+    return unless_missing(backend, device, lambda: coded_arm(n, device, run, workspace_bytes("adam", n, backend)))
 
 
-def bitsandbytes_arm(n: int, device: str) -> Arm | SkipArm:
+def bitsandbytes_arm(n: int, device: str) -> Arm:
     """The library's step; on CPU tensors it is made of separate torch operations."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return SkipArm("bitsandbytes is not installed")
-    import bitsandbytes  # noqa: F401  # registers the operator
 
     def run(p0: Tensor, g: Tensor, *rest: Tensor) -> None:
         peer_step(rest[4], g, *rest[5:], step=STEP)
@@ -109,7 +115,7 @@ def maps(device: str) -> tuple[Tensor, Tensor]:
     return dynamic_map(True, device), dynamic_map(False, device)
 
 
-def coded_arm(n: int, device: str, run: Callable[..., None], workspace_bytes: int | None = None) -> Arm:
+def coded_arm(n: int, device: str, run: Callable[..., None], workspace: int | None = None) -> Arm:
     """An arm whose buffers are p and the coded moments."""
 
     def outputs(p: Tensor, m_codes: Tensor, v_codes: Tensor, m_scale: Tensor, v_scale: Tensor) -> tuple[Tensor, ...]:
@@ -125,7 +131,7 @@ def coded_arm(n: int, device: str, run: Callable[..., None], workspace_bytes: in
         buffers=lambda p, g, *state: tuple(item.clone() for item in (p, *state)),
         outputs=outputs,
         in_place=True,
-        workspace_bytes=workspace_bytes,
+        workspace_bytes=workspace,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from harness.declare.seeds import seed_for
 from harness.declare.suite import Estimate, Point, Problem, Suite
 from harness.judge.stats.intervals import wilson
-from reference.kernels.quantize import MAPS, dequantize_blockwise, dynamic_map, quantize_blockwise
+from reference.kernels.quantize import MAPS, dynamic_map, quantize_blockwise, truth
 from reference.methods.quantization.blockwise8bit import BlockwiseAdam8bit, BlockwiseMomentum8bit
 from reference.methods.state import state_bytes
 from reference.testbeds import char_lm, digits, nets, text, training
@@ -29,6 +29,8 @@ from suites.quantization.blockwise_8bit_optimizers.arms import (
     lost_share,
     training_metrics,
 )
+from suites.quantization.blockwise_8bit_optimizers.blockwise import CODE_TOLERANCE, blockwise_problem, code_error
+from suites.quantization.blockwise_8bit_optimizers.coding import adam_update, coded, relative_l1
 from suites.quantization.blockwise_8bit_optimizers.step import peer_step, step_error, step_problem
 
 if TYPE_CHECKING:
@@ -135,17 +137,6 @@ def update_error(arm: str, point: Point, seed: int, device: str) -> Metrics:
     return {"mean_error": error.mean().item(), "median_error": error.median().item(), "lost_v": lost / error.numel()}
 
 
-def coded(x: Tensor, code: Tensor, block: int | None) -> Tensor:
-    """``x`` after one trip through 8 bits."""
-    return dequantize_blockwise(*quantize_blockwise(x, code=code, block=block), code, block=block, shape=x.shape)
-
-
-def adam_update(m: Tensor, v: Tensor, step: int) -> Tensor:
-    """Bias-corrected m/(sqrt(v) + eps), float64."""
-    m_hat, v_hat = m.double() / (1 - BETAS[0] ** step), v.double() / (1 - BETAS[1] ** step)
-    return m_hat / (v_hat.sqrt() + EPS)
-
-
 @suite.trial("outliers")
 def outliers(arm: str, point: Point, seed: int, device: str) -> Metrics:
     """The error of the ordinary entries of recorded first moments once a few outliers share their scales."""
@@ -163,12 +154,6 @@ def outliers(arm: str, point: Point, seed: int, device: str) -> Metrics:
         "relative_error": relative_l1(spoiled, ordinary, OPTIONS[arm]["block"]),
         "clean_error": relative_l1(m, ordinary, OPTIONS[arm]["block"]),
     }
-
-
-def relative_l1(x: Tensor, chosen: Tensor, block: int | None) -> float:
-    """Sum of |coded - x| over sum of |x|, over the chosen entries."""
-    error = (coded(x, dynamic_map(True), block) - x).abs()
-    return (error[chosen].double().sum() / x[chosen].abs().double().sum()).item()
 
 
 @suite.trial("memory")
@@ -205,6 +190,24 @@ def step(point: Point, rng: np.random.Generator, device: str) -> Problem:
     return step_problem(point["n"], device)
 
 
+@suite.speed("gpu_step")
+def gpu_step(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """The same on a CUDA device."""
+    return step_problem(point["n"], device)
+
+
+@suite.speed("blockwise")
+def blockwise(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """Coding n entries, or decoding them."""
+    return blockwise_problem(point["op"], point["n"], device)
+
+
+@suite.speed("gpu_blockwise")
+def gpu_blockwise(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """The same on a CUDA device."""
+    return blockwise_problem(point["op"], point["n"], device)
+
+
 @suite.estimate("failure_gap")
 def failure_gap(
     records: pd.DataFrame, level: float, of: str, minus: str, reference: str, beyond: float
@@ -237,6 +240,20 @@ def maps_have_the_published_values() -> None:
 
         assert torch.equal(signed, create_dynamic_map(signed=True))
         assert torch.equal(unsigned, create_dynamic_map(signed=False))
+
+
+@suite.oracle
+def codes_are_the_nearest() -> None:
+    """Those of every backend here, and the measure of the speed arms, against comparing with all codes in float64."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal(5001, dtype=np.float32))
+    code = dynamic_map(True)
+    expected, scales = truth.quantize(x.numpy(), code.numpy(), 256)
+    assert code_error((expected, scales), x.numpy()) == 0.0
+    for backend in ("numba", "eager"):
+        codes, absmax = quantize_blockwise(x, code=code, backend=backend)
+        assert np.array_equal(absmax.numpy(), scales), backend
+        assert code_error((codes, absmax), x.numpy()) <= CODE_TOLERANCE, backend
+        assert np.mean(codes.numpy() != expected) < 1e-3, backend
 
 
 @suite.oracle

@@ -25,6 +25,11 @@ TORCH_TOLERANCE_GROWTH = 2.0**-16
 _ALIGNMENT = 64
 
 
+def torch_tolerance(n: int) -> float:
+    """How far torch's softmax of a row of ``n`` may be off."""
+    return TOLERANCE + TORCH_TOLERANCE_GROWTH * n
+
+
 def aligned(shape: tuple[int, ...]) -> Array:
     """An unwritten float32 array that begins at a cache line."""
     size = 4 * math.prod(shape)
@@ -68,13 +73,13 @@ def softmax_problem(rows: int, n: int, threads: int) -> Problem:
         y = written((rows, n))
         return y, Tensors(torch.from_numpy(x), torch.from_numpy(y))
 
-    def arm(run: Callable[..., Any], model: cost.Cost, tolerance: float = TOLERANCE) -> Arm:
-        return Arm(run, model.bytes_moved(rows * n), model.flops_done(rows * n), outputs=lambda y, _: y,
-                   tolerance=tolerance)
+    def arm(run: Callable[..., Any], model: cost.Cost, **details: Any) -> Arm:
+        return Arm(run, model.bytes_moved(rows * n), model.flops_done(rows * n), outputs=lambda y, _: y, **details)
 
     def kernel(name: str) -> Arm:
         bound = numba_cpu.bind(name, rows, n, threads)
-        return arm(lambda x, y, _: bound(x, y), cost.ALGORITHMS[name])
+        return arm(lambda x, y, _: bound(x, y), cost.ALGORITHMS[name],
+                   workspace_bytes=cost.workspace_bytes(rows, n, algorithm=name, threads=threads))
 
     return Problem(
         inputs=lambda rng: (draw(rng, (rows, n)),),
@@ -83,7 +88,7 @@ def softmax_problem(rows: int, n: int, threads: int) -> Problem:
         error=truth.error_units,
         arms={
             **{name: kernel(name) for name in ALGORITHMS},
-            "torch": arm(_torch, cost.ALGORITHMS["three_pass_reload"], TOLERANCE + TORCH_TOLERANCE_GROWTH * n),
+            "torch": arm(_torch, cost.ALGORITHMS["three_pass_reload"], tolerance=torch_tolerance(n)),
             "scipy": arm(lambda x, _, __: special.softmax(x, axis=-1), cost.SCIPY),
         },
         input_bytes=4 * rows * n,

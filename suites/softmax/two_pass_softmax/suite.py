@@ -12,6 +12,7 @@ from harness.declare.suite import Estimate, NotTestable, Point, Problem, Suite
 from harness.run.measure.threads import thread_count
 from reference.kernels.softmax import ALGORITHMS, numba_cpu, softmax, truth
 from suites.softmax.two_pass_softmax.arms import passes_problem, softmax_problem
+from suites.softmax.two_pass_softmax.gpu import gpu_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +32,24 @@ def throughput(point: Point, rng: np.random.Generator, device: str) -> Problem:
 @suite.speed("rows")
 def rows(point: Point, rng: np.random.Generator, device: str) -> Problem:
     """A batch, its shape written as ROWSxN."""
+    return softmax_problem(*_shape(point), thread_count(point["threads"]))
+
+
+def _shape(point: Point) -> tuple[int, int]:
     count, n = map(int, point["shape"].split("x"))
-    return softmax_problem(count, n, thread_count(point["threads"]))
+    return count, n
+
+
+@suite.speed("gpu_throughput")
+def gpu_throughput(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """One vector on a CUDA device."""
+    return gpu_problem(1, point["n"], device)
+
+
+@suite.speed("gpu_rows")
+def gpu_rows(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """A batch on a CUDA device."""
+    return gpu_problem(*_shape(point), device)
 
 
 @suite.speed("passes")
