@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from reference.methods.state import state_bytes
 from reference.testbeds import char_lm, text, training
 
 BATCH = 16
@@ -65,6 +66,16 @@ def learning_curve(history: training.History, stretches: int = 20) -> list[float
     """Mean training loss over equal stretches of the run."""
     parts = np.array_split(np.array(history.train_loss), min(stretches, len(history.train_loss)))
     return [float(part.mean()) for part in parts]
+
+
+def training_metrics(history: training.History, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What every training run reports: the losses in nats, whether it failed (0 or 1), and the optimizer's bytes."""
+    return {
+        "val_loss": history.val_loss,
+        "train_curve": learning_curve(history),
+        "failed": float(history.failed),
+        "state_bytes": state_bytes(optimizer),
+    }
 
 
 def record_gradients(setting: Setting, lr: float, at: Iterable[int]) -> dict[int, dict[str, torch.Tensor]]:

@@ -9,26 +9,24 @@ import numpy as np
 import torch
 
 from harness.declare.seeds import seed_for
-from harness.declare.suite import Arm, Estimate, Point, Problem, Suite
+from harness.declare.suite import Estimate, Point, Problem, Suite
 from harness.judge.stats.intervals import wilson
 from reference.kernels import project as kernels
-from reference.kernels.project import cost, truth
-from reference.kernels.project.refresh import REFRESHES, gradient_like, refresh_error
 from reference.methods.projection.galore import GaLoreAdamW, step_during_backward
 from reference.methods.projection.gradient_system import System
 from reference.methods.projection.lowrank_baselines import factorise, lora_from_scratch
 from reference.methods.projection.pretraining import (
     Setting,
-    learning_curve,
     linear_names,
     pretrain,
     projected_groups,
     stable_rank,
+    training_metrics,
 )
-from reference.methods.state import state_bytes
 from reference.testbeds import char_lm
 from reference.testbeds.seeding import generator
 from suites.projection.galore.bytes import account, peak_gradient_bytes
+from suites.projection.galore.speed import ALPHA, refresh_problem, step_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,9 +43,6 @@ SWITCHING: dict[str, tuple[str, int | None]] = {
     "svd_never": ("svd", None),
     "random_t50": ("random", 50),
 }
-# the paper's scale of the projected update
-ALPHA = 0.25
-STEP = {"step": 10, "lr": 0.01, "alpha": ALPHA, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
 
 
 @suite.trial("state")
@@ -136,56 +131,20 @@ def gradients(arm: str, point: Point, seed: int, device: str) -> Metrics:
 
 @suite.speed("step_time")
 def step_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
-    """One step with a fixed basis; the moments start away from zero, where every backend is well conditioned."""
-    m, n, rank = sizes(point["shape"])
-    side = kernels.small_side(m, n)
+    """One step with a fixed basis on the CPU."""
+    return step_problem(point["shape"], device, ("eager", "numba", "compile"))
 
-    def inputs(random: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        G = gradient_like(m, n, random)
-        P = kernels.svd_basis(G, rank, side)
-        R = kernels.project(G, P, side)
-        W = torch.from_numpy(random.standard_normal((m, n)).astype(np.float32))
-        return G, P, W, 0.1 * R, 0.1 * R.square() + 0.01
 
-    def run(backend: str) -> Any:
-        def step(G: Any, P: Any, W0: Any, M0: Any, V0: Any, W: Any, M: Any, V: Any) -> None:
-            kernels.lowrank_adam_step(W, G, P, M, V, side=side, backend=backend, **STEP)
-
-        return step
-
-    work = {"bytes_moved": cost.lowrank_adam_bytes(m, n, rank), "flops": cost.lowrank_adam_flops(m, n, rank)}
-    return Problem(
-        inputs=inputs,
-        buffers=lambda G, P, W, M, V: (W.clone(), M.clone(), V.clone()),
-        truth=lambda G, P, W, M, V: truth.lowrank_adam_step(W, G, P, M, V, side=side, **STEP),
-        arms={name: Arm(run(name), in_place=True, **work) for name in ("eager", "numba", "compile")},
-        input_bytes=4 * m * n,
-        tolerance=1e-5,
-    )
+@suite.speed("gpu_step_time")
+def gpu_step_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """The same on a CUDA device."""
+    return step_problem(point["shape"], device, ("cuda", "triton", "eager", "compile"))
 
 
 @suite.speed("refresh_time")
 def refresh_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
-    """Three ways to the same subspace; each is held against its own promise, see ``refresh_error``."""
-    m, n, rank = sizes(point["shape"])
-    table = torch.empty(0)
-    methods = {name: REFRESHES[name] for name in ("svd", "gram", "range_finder")}
-    return Problem(
-        inputs=lambda random: (gradient_like(m, n, random),),
-        buffers=lambda G: (),
-        truth=lambda G: G.double().numpy(),
-        error=lambda found, G: refresh_error(found[0], G, found[1]),
-        arms={
-            name: Arm(
-                lambda G, method=method: (method.run(G, rank, table), method.best),
-                bytes_moved=cost.refresh_bytes(m, n, rank),
-                flops=method.flops(m, n, rank),
-            )
-            for name, method in methods.items()
-        },
-        input_bytes=4 * m * n,
-        tolerance=1e-4,
-    )
+    """Three ways to a new subspace."""
+    return refresh_problem(point["shape"])
 
 
 @suite.estimate("largest")
@@ -274,16 +233,4 @@ def trained(setting: Setting, model: torch.nn.Module, optimizer: torch.optim.Opt
     """Train and report."""
     history = pretrain(setting, model, optimizer)
     suite.uses_data("CODE", history.data_digest)
-    return {
-        "val_loss": history.val_loss,
-        "train_curve": learning_curve(history),
-        "failed": float(history.failed),
-        "state_bytes": state_bytes(optimizer),
-        "trainable": char_lm.parameter_count(model),
-    }
-
-
-def sizes(shape: str) -> tuple[int, int, int]:
-    """``512x2048x128`` -> (512, 2048, 128): m, n and the rank."""
-    m, n, rank = (int(part) for part in shape.split("x"))
-    return m, n, rank
+    return training_metrics(history, optimizer) | {"trainable": char_lm.parameter_count(model)}

@@ -10,24 +10,23 @@ import torch
 from scipy import fft
 
 from harness.declare.seeds import seed_for
-from harness.declare.suite import Arm, Point, Problem, Suite
+from harness.declare.suite import Point, Problem, Suite
 from reference.kernels import project as kernels
-from reference.kernels.project import cost, truth
-from reference.kernels.project.refresh import REFRESHES, gradient_like, refresh_error
 from reference.methods.projection import llama
 from reference.methods.projection.dct import DCTAdamW, LDAdamW
 from reference.methods.projection.energy import captured, smooth_low_rank
 from reference.methods.projection.galore import GaLoreAdamW
 from reference.methods.projection.pretraining import (
     Setting,
-    learning_curve,
     pretrain,
     projected_groups,
     record_gradients,
+    training_metrics,
 )
 from reference.methods.state import state_bytes
 from reference.testbeds import char_lm
 from reference.testbeds.seeding import generator
+from suites.projection.svd_free_dct_projection.speed import rank_of, refresh_problem, select_problem, transform_problem
 
 Metrics = dict[str, Any]
 
@@ -64,12 +63,7 @@ def training(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str,
         optimizer = optimizer_class(projected_groups(model, rank=rank), lr=tuned["lr"])
     history = pretrain(setting, model, optimizer)
     suite.uses_data("CODE", history.data_digest)
-    return {
-        "val_loss": history.val_loss,
-        "train_curve": learning_curve(history),
-        "failed": float(history.failed),
-        "state_bytes": state_bytes(optimizer),
-    }
+    return training_metrics(history, optimizer)
 
 
 @suite.trial("memory")
@@ -102,7 +96,15 @@ def memory(arm: str, point: Point, seed: int, device: str) -> Metrics:
 def refresh(point: Point, rng: np.random.Generator, device: str) -> Problem:
     """SVD, power iteration and DCT selection at a share of the columns."""
     rank = round(point["fraction"] * point["n"])
-    return refresh_problem(point["n"], {name: (name, rank) for name in ("svd", "qr_power", "dct_matmul", "dct_fft")})
+    methods = ("svd", "qr_power", "dct_matmul", "dct_fft")
+    return refresh_problem(point["n"], {name: (name, rank) for name in methods}, device)
+
+
+@suite.speed("gpu_refresh")
+def gpu_refresh(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """SVD and DCT selection on a CUDA device."""
+    rank = rank_of(point)
+    return refresh_problem(point["n"], {name: (name, rank) for name in ("dct_matmul", "dct_fft", "svd")}, device)
 
 
 @suite.speed("refresh_rank")
@@ -110,29 +112,20 @@ def refresh_rank(point: Point, rng: np.random.Generator, device: str) -> Problem
     """The methods without an SVD, at ranks 16-fold apart."""
     n, ranks = point["n"], {"32nd": point["n"] // 32, "8th": point["n"] // 8, "half": point["n"] // 2}
     methods = ("dct_matmul", "dct_fft", "qr_power")
-    return refresh_problem(n, {f"{name}_{share}": (name, rank) for name in methods for share, rank in ranks.items()})
+    arms = {f"{name}_{share}": (name, rank) for name in methods for share, rank in ranks.items()}
+    return refresh_problem(n, arms, device)
 
 
 @suite.speed("transform")
 def transform(point: Point, rng: np.random.Generator, device: str) -> Problem:
-    """A Q by GEMM with the stored matrix and A Q^T by FFT: different bases, each held against SciPy's."""
-    n = point["n"]
-    table = kernels.dct_matrix(n)
-    return Problem(
-        inputs=lambda random: (gradient_like(n, n, random),),
-        buffers=lambda A: (),
-        truth=lambda A: {by: truth.dct_rows(A.numpy(), by) for by in ("matmul", "fft")},
-        error=lambda found, exact: float(
-            np.abs(found[0].double().numpy() - exact[found[1]]).max() / np.abs(exact[found[1]]).max()),
-        arms={
-            "matmul": Arm(lambda A: (kernels.dct_project(A, "matmul", table), "matmul"),
-                          bytes_moved=4.0 * 3 * n * n, flops=cost.dct_matmul_flops(n, n)),
-            "fft": Arm(lambda A: (kernels.dct_project(A, "fft"), "fft"),
-                       bytes_moved=4.0 * 2 * n * n, flops=cost.dct_fft_flops(n, n)),
-        },
-        input_bytes=4 * n * n,
-        tolerance=1e-5,
-    )
+    """The transform alone, two ways."""
+    return transform_problem(point["n"])
+
+
+@suite.speed("gpu_select")
+def gpu_select(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """Norms, choice and copy, once the gradient is transformed."""
+    return select_problem(point["n"], rank_of(point), device)
 
 
 @suite.oracle
@@ -204,30 +197,3 @@ def gradients_of(config: Mapping[str, Any]) -> dict[int, dict[str, torch.Tensor]
     setting = Setting(config["size"], steps, seed_for("data", config["seed"]), seed_for("init", config["seed"]))
     at = [round((index + 1) * steps / CHECKPOINTS) - 1 for index in range(CHECKPOINTS)]
     return record_gradients(setting, config["lr"], at)
-
-
-def refresh_problem(n: int, methods: Mapping[str, tuple[str, int]]) -> Problem:
-    """Arms by name as (method, rank), each held against its method's own promise, see ``refresh_error``.
-
-    The DCT matrix is stored beforehand, as an optimizer stores it.
-    """
-    table = kernels.dct_matrix(n)
-
-    def arm(name: str, rank: int) -> Arm:
-        method = REFRESHES[name]
-        extra = 4.0 * n * n if name == "dct_matmul" else 0.0
-        return Arm(
-            lambda G: (method.run(G, rank, table), method.best),
-            bytes_moved=cost.refresh_bytes(n, n, rank) + extra,
-            flops=method.flops(n, n, rank),
-        )
-
-    return Problem(
-        inputs=lambda random: (gradient_like(n, n, random),),
-        buffers=lambda G: (),
-        truth=lambda G: G.double().numpy(),
-        error=lambda found, G: refresh_error(found[0], G, found[1]),
-        arms={label: arm(*chosen) for label, chosen in methods.items()},
-        input_bytes=4 * n * n,
-        tolerance=1e-4,
-    )
