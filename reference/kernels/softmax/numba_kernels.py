@@ -113,7 +113,7 @@ def run_rows(op, algorithm, x, y, begin, end):
     x, y = elements(x), elements(y)
     M, E, SHIFT = wide_lanes(), lanes(), lanes()
     R, R_LOW, K = lanes(), lanes(), lanes()
-    for i in range(LANES):
+    for i in range(LANES):  # a block may be shorter, but all lanes are normalised
         M[i], E[i] = 1.0, ZERO
     block = max(1, min(LANES, BLOCK // n))
     for first in range(begin, end, block):

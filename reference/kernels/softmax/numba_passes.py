@@ -163,13 +163,15 @@ def accumulate(x, begin, end):
 
 @_pass
 def find_max(x, begin, end):
-    """The largest element; NaN is passed over (the sum will find it), -inf when there is nothing else."""
+    """The largest element, -inf when there is none; never NaN, but some other element where there is NaN.
+
+    NaN is for the sum to find: whatever is subtracted from it, it stays.
+    """
     M, at = every(MINUS_INF), begin
     while at + STEP <= end:
         prefetch(x, at)
-        # NaN is passed over as the first operand only, so the running maximum is the second one.
-        first = larger(load(x, at), larger(load(x, at + LANES), M))
-        M = larger(load(x, at + 2 * LANES), larger(load(x, at + 3 * LANES), first))
+        left, right = larger(load(x, at), load(x, at + LANES)), larger(load(x, at + 2 * LANES), load(x, at + 3 * LANES))
+        M = larger(larger(left, right), M)
         at += STEP
     while at + LANES <= end:
         M = larger(load(x, at), M)
@@ -229,7 +231,7 @@ def _online_step(x, at, S, M):
     prefetch(x, at)
     x_0, x_1 = load(x, at), load(x, at + LANES)
     x_2, x_3 = load(x, at + 2 * LANES), load(x, at + 3 * LANES)
-    m = larger(x_0, larger(x_1, larger(x_2, larger(x_3, M))))
+    m = larger(larger(larger(x_0, x_1), larger(x_2, x_3)), M)
     terms = (_exp(x_0 - m) + _exp(x_1 - m)) + (_exp(x_2 - m) + _exp(x_3 - m))
     return fma(S, _exp(M - m), terms), m
 

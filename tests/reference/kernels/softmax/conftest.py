@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -87,6 +89,15 @@ def error(name: str, x: np.ndarray, y: np.ndarray, type_: str, roundings: float 
         return measure(y, expected, allowance=allowed)
 
 
+def _run(
+    backend: str | ModuleType, name: str, algorithm: str, threads: int | None, x: torch.Tensor, out: torch.Tensor
+) -> None:
+    if isinstance(backend, str):
+        assert getattr(op, name)(x, out, algorithm=algorithm, backend=backend, threads=threads) is out
+    else:
+        getattr(backend, name)(x, out, algorithm, threads)
+
+
 @dataclass(frozen=True)
 class Case:
     """An input of the table: ``x`` is what float64 and every backend get."""
@@ -96,11 +107,12 @@ class Case:
     x: torch.Tensor
 
     def check(
-        self, backend: str, device: str = "cpu", threads: int | None = 1, bfloat16_roundings: float = 0.5
+        self, backend: str | ModuleType, device: str = "cpu", threads: int | None = 1, bfloat16_roundings: float = 0.5
     ) -> None:
         """Every function by every algorithm, into poisoned memory and in place, within the documented error.
 
-        ``bfloat16_roundings`` is what rounding to bfloat16 may cost of its spacing; Triton's interpreter cuts it off.
+        ``backend`` is a name or a backend's module. ``bfloat16_roundings`` is what rounding to bfloat16 may cost of its
+        spacing; Triton's interpreter cuts it off.
         """
         x = self.x.to(device)
         wide = self.x.double().numpy()
@@ -110,8 +122,8 @@ class Case:
                     continue
                 shape = x.shape[:1] if name == "log_sum_exp" else x.shape
                 kept, out = x.clone(), torch.full(shape, nan, dtype=x.dtype, device=device)
-                run = getattr(op, name)
-                assert run(kept, out, algorithm=algorithm, backend=backend, threads=threads) is out
+                run = partial(_run, backend, name, algorithm, threads)
+                run(kept, out)
                 assert torch.equal(kept.nan_to_num(7.0), x.nan_to_num(7.0)), (name, algorithm)
                 roundings = bfloat16_roundings if self.type == "bfloat16" else 0.5
                 # Its stored terms are rounded too: half a spacing there is up to one of the quotient.
@@ -119,7 +131,7 @@ class Case:
                 found = error(name, wide, out.double().cpu().numpy(), self.type, roundings)
                 assert found <= units(name, algorithm), f"{name} by {algorithm}: {found:.3g} units of 2^-24"
                 if name != "log_sum_exp":
-                    run(kept, kept, algorithm=algorithm, backend=backend, threads=threads)
+                    run(kept, kept)
                     assert torch.equal(kept.nan_to_num(7.0), out.nan_to_num(7.0)), f"{name} by {algorithm} in place"
 
 
