@@ -15,6 +15,7 @@ from harness.declare.arithmetic import Condition, looks_like_arithmetic, parse_n
 from harness.declare.estimate_spec import SPEED_METRICS
 from harness.declare.fields import is_condition
 from harness.errors import LitmusError, did_you_mean
+from harness.records.shapes import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,10 +80,10 @@ def _trial_rows(records: pd.DataFrame, base: pd.DataFrame, card: Experiment) -> 
     for name, metric in card.metrics.items():
         values = [row.get(name) for row in metrics]
         if metric.series:
-            base[name] = pd.Series(values, index=base.index, dtype=object)
+            series = [[number(item) for item in value] if isinstance(value, list) else None for value in values]
+            base[name] = pd.Series(series, index=base.index, dtype=object)
         else:
-            base[name] = np.array([np.nan if value is None or isinstance(value, list) else float(value)
-                                   for value in values], dtype=float)
+            base[name] = np.array([number(value) for value in values], dtype=float)
     return base
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from harness.errors import LitmusError
 
+# Nothing that Litmus writes is nested deeper than ten levels; code that walks a value must not run out of stack.
+DEEPEST = 40
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -46,10 +49,32 @@ def write_json(path: Path, data: Any) -> Path:
     return path
 
 
-def read_json_object(path: Path, limit_bytes: int, next_step: str) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises LitmusError when it is absent, larger than the limit, or anything else."""
+def own_file(path: Path) -> Path:
+    """``path``, where it is a regular file of its own folder, its links followed.
+
+    Raises FileNotFoundError where there is nothing, LitmusError where a link leads out or it is no regular file.
+    """
     try:
-        with path.open("rb") as file:
+        found = path.resolve(strict=True)
+    except RuntimeError as error:  # Python 3.11's word for a loop of links
+        raise FileNotFoundError(str(path)) from error
+    if not found.is_relative_to(path.parent.resolve()):
+        raise LitmusError("a link leads out of the folder", where=path, expected="a file of the run's own folder",
+                          next_step="replace the link by the file, if you trust it")
+    if not found.is_file():
+        raise LitmusError("not a regular file", where=path, expected="a file written by a run",
+                          next_step="check the path")
+    return path
+
+
+def read_json_object(path: Path, limit_bytes: int, next_step: str) -> dict[str, Any]:
+    """The JSON object in ``path``, which may be anyone's.
+
+    Raises LitmusError when it is absent, a link out of its folder, larger than the limit, nested deeper than
+    :data:`DEEPEST`, or anything else.
+    """
+    try:
+        with own_file(path).open("rb") as file:
             data = file.read(limit_bytes + 1)
     except OSError as error:
         raise LitmusError("cannot read the file", where=path, value=error.strerror,
@@ -65,7 +90,20 @@ def read_json_object(path: Path, limit_bytes: int, next_step: str) -> dict[str, 
     if not isinstance(value, dict):
         raise LitmusError("the file holds no JSON object", where=path, expected="a file written by a run",
                           next_step=next_step)
+    if depth_of(value) > DEEPEST:
+        raise LitmusError("the file is nested too deeply", where=path, expected=f"at most {DEEPEST} levels",
+                          next_step=next_step)
     return value
+
+
+def depth_of(value: Any) -> int:
+    """How many lists and objects lie inside each other in a JSON value, at most; counting ends above DEEPEST."""
+    level, depth = [value], 0
+    while level and depth <= DEEPEST:
+        level = [inner for item in level if isinstance(item, dict | list)
+                 for inner in (item.values() if isinstance(item, dict) else item)]
+        depth += 1
+    return depth - 1 if not level else depth
 
 
 def _unwritable(path: Path, error: OSError) -> LitmusError:

@@ -11,14 +11,28 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from typing_extensions import TypedDict
 
 from harness.errors import LitmusError, did_you_mean
 from harness.records.files import read_json_object, write_json
 from harness.records.record import SCHEMA_VERSION
+from harness.records.shapes import (
+    VERDICTS,
+    CanaryShape,
+    CeilingsShape,
+    Count,
+    MachineShape,
+    Name,
+    Seconds,
+    SuiteName,
+    Text,
+    Verdict,
+    check_verdicts,
+    has_shape,
+)
 from harness.records.table import COLUMNS, DEFAULT_COLUMNS, RECORDS_FILE, load_records, write_records
 
 if TYPE_CHECKING:
@@ -27,8 +41,6 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 VERDICTS_FILE = "verdicts.json"
 RESULTS = "results"
-Verdict = Literal["supported", "refuted", "inconclusive", "not run"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
 
 _RUN_LIMIT_BYTES = 8 * 2**20
 _VERDICTS_LIMIT_BYTES = 64 * 2**20
@@ -39,7 +51,7 @@ class CardState(TypedDict):
     """Which card and code a suite's records come from."""
 
     version: int
-    code: str
+    code: Name
 
 
 class RunInfo(BaseModel):
@@ -51,24 +63,30 @@ class RunInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     schema_version: int = SCHEMA_VERSION
     run: str
-    started_at: float
-    finished_at: float | None = None
-    profile: str
-    selectors: list[str] = Field(default_factory=list)
-    devices: list[str] = Field(default_factory=lambda: ["auto"])
+    started_at: Seconds
+    finished_at: Seconds | None = None
+    profile: Name
+    selectors: list[Text] = Field(default_factory=list)
+    devices: list[Name] = Field(default_factory=lambda: ["auto"])
     seeds: int | None = None
-    command: str = ""
-    litmus: str
-    commit: str | None = None
+    command: Text = ""
+    litmus: Name
+    commit: Name | None = None
     dirty: bool = False
     machine: dict[str, Any] = Field(default_factory=dict)
-    software: dict[str, str] = Field(default_factory=dict)
+    software: dict[Name, Name] = Field(default_factory=dict)
     volatile: dict[str, Any] = Field(default_factory=dict)
     ceilings: dict[str, Any] = Field(default_factory=dict)
     canary: dict[str, Any] | None = None
-    counts: dict[str, int] = Field(default_factory=dict)
-    cards: dict[str, CardState] = Field(default_factory=dict)
+    counts: dict[Name, Count] = Field(default_factory=dict)
+    cards: dict[SuiteName, CardState] = Field(default_factory=dict)
     tuning: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("machine", "ceilings", "canary")
+    @classmethod
+    def _shaped(cls, value: Any, info: ValidationInfo) -> Any:
+        shapes = {"machine": MachineShape, "ceilings": CeilingsShape, "canary": CanaryShape}
+        return value if value is None else has_shape(value, shapes[info.field_name or ""])
 
     def constants(self) -> dict[str, float]:
         """The machine's constants that conditions may mention (l1, l2, llc, memory in bytes; cores)."""
@@ -94,8 +112,8 @@ def read_run_info(folder: Path) -> RunInfo:
         return RunInfo.model_validate({**data, "run": Path(folder).resolve().name})
     except ValidationError as error:
         first = error.errors()[0]
-        raise LitmusError("run.json is not valid", where=path, key=".".join(map(str, first["loc"])),
-                          expected=first["msg"], next_step=_RUN_AGAIN) from error
+        raise LitmusError("run.json is not valid", where=path, key=".".join(map(str, first["loc"]))[:300],
+                          expected=first["msg"][:300], next_step=_RUN_AGAIN) from error
 
 
 def write_verdicts(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
@@ -107,20 +125,10 @@ def write_verdicts(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:
     """The verdicts of a run, [] where none were judged yet. Raises LitmusError for a file that is something else."""
     path = Path(folder) / VERDICTS_FILE
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return []
     step = "judge the run again with: litmus verdicts " + Path(folder).name
-    rows = read_json_object(path, _VERDICTS_LIMIT_BYTES, step).get("verdicts")
-    if not isinstance(rows, list) or not all(_is_verdict(row) for row in rows):
-        raise LitmusError("verdicts.json is not valid", where=path, key="verdicts", next_step=step,
-                          expected="a list of verdicts with suite, claim, verdict, reason and parts")
-    return rows
-
-
-def _is_verdict(row: Any) -> bool:
-    texts = ("suite", "claim", "verdict", "reason")
-    return (isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)
-            and row["verdict"] in VERDICTS and isinstance(row.get("parts"), list))
+    return check_verdicts(read_json_object(path, _VERDICTS_LIMIT_BYTES, step).get("verdicts"), path, step)
 
 
 def finite(value: Any) -> Any:

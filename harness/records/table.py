@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import LitmusError, did_you_mean
-from harness.records.files import replacing
+from harness.records.files import own_file, replacing
+from harness.records.limits import bounded_memory, check_size, check_values
 from harness.records.record import SCHEMA_VERSION, Record, Samples
+from harness.records.shapes import is_point
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,35 +92,86 @@ def _to_table(batch: Sequence[Record]) -> Any:
     return pa.Table.from_arrays(arrays, schema=schema())
 
 
-def load_records(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def load_records(path: Path, columns: Sequence[str] | None = None, kind: str | None = None) -> pd.DataFrame:
     """The records in ``path`` (a ``records.parquet`` or a run's folder) as a table, one row per record.
 
-    ``columns`` are names from :data:`COLUMNS`; without them the sample lists and ``stderr_tail`` are left out.
+    ``columns`` are names from :data:`COLUMNS`; without them the sample lists and ``stderr_tail`` are left out. With a
+    ``kind`` only the records of that kind are read, in parts of the file that hold some.
     Repeated texts come as categoricals, other texts as Arrow strings, absent ``error`` and ``tolerance`` as NaN.
-    Raises LitmusError for a file that is absent, not parquet, not ours, or of a newer schema.
+    The file may be anyone's: raises LitmusError for one that is absent, a link out of its folder, not parquet, not
+    ours, of a newer schema, larger than :mod:`harness.records.limits` allows, or with values that no run writes.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
     path = path / RECORDS_FILE if path.is_dir() else path
     wanted = list(DEFAULT_COLUMNS if columns is None else columns)
     for name in wanted:
         if name not in COLUMNS:
             raise LitmusError("records have no such column", where=path, key=name, expected=did_you_mean(name, COLUMNS))
+    read = dict.fromkeys([*wanted, "kind"]) if kind else wanted
+    table = _read(path, list(read), kind)
+    return _to_pandas(table.select(wanted))
+
+
+def _read(path: Path, wanted: list[str], kind: str | None) -> Any:
+    """The columns as an Arrow table of exactly our types, without the file's own metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        with pq.ParquetFile(path, memory_map=False) as file:
-            later = _added_later(path, file.schema_arrow)
-            table = file.read(columns=[name for name in wanted if name not in later])
+        own_file(path)
+        with bounded_memory():
+            later = _added_later(path, pq.read_schema(path, memory_map=False))
+            shared = [name for name in _PLAIN_TEXT if name not in later]
+        with bounded_memory(), pq.ParquetFile(path, memory_map=False, read_dictionary=shared) as file:
+            names = [name for name in wanted if name not in later]
+            groups = [index for index in range(file.num_row_groups) if kind is None or _may_hold(file, index, kind)]
+            check_size(path, file.metadata, names, groups)
+            table = file.read_row_groups(groups, columns=names)
+            if kind is not None:
+                table = table.filter(_equal_to(table.column("kind"), kind))
+            check_values(path, table)
+            _check_points(path, table)
+            return _ours(table, wanted, later)
     except FileNotFoundError as error:
         raise _refuse(path, "there are no records here") from error
-    except (pa.ArrowException, OSError) as error:
-        raise _refuse(path, "not a parquet file", str(error).splitlines()[0][:200]) from error
-    for name in wanted:
-        if name in later:
-            field = schema().field(name)
-            table = table.append_column(field, pa.array([later[name]] * table.num_rows, type=field.type))
-    return _to_pandas(table.select(wanted))
+    except MemoryError as error:
+        raise _refuse(path, "the records need too much memory") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise _refuse(path, "not a parquet file", (str(error).splitlines() or [""])[0][:200]) from error
+
+
+def _may_hold(file: Any, group: int, kind: str) -> bool:
+    """Whether a row group may hold records of the kind, by its statistics; without them it may."""
+    place = file.schema_arrow.get_field_index("kind")
+    names = [file.metadata.schema.column(index).path for index in range(file.metadata.num_columns)]
+    if place < 0 or "kind" not in names:
+        return True
+    found = file.metadata.row_group(group).column(names.index("kind")).statistics
+    if found is None or not found.has_min_max or not isinstance(found.min, str):
+        return True
+    return bool(found.min <= kind <= found.max)
+
+
+def _check_points(path: Path, table: Any) -> None:
+    chunks = table.column("point").chunks if "point" in table.column_names else []
+    for text in {text for chunk in chunks for text in chunk.dictionary.to_pylist()}:
+        if not is_point(text):
+            raise _refuse(path, "the column 'point' holds what is no point", text[:80])
+
+
+def _equal_to(column: Any, text: str) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.equal(column.cast("string"), text)
+
+
+def _ours(table: Any, wanted: Sequence[str], later: dict[str, Any]) -> Any:
+    import pyarrow as pa
+
+    fields = [schema().field(name) for name in wanted]
+    arrays = [pa.array([later[field.name]] * table.num_rows, type=field.type) if field.name in later
+              else table.column(field.name).cast(field.type) for field in fields]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _to_pandas(table: Any) -> pd.DataFrame:
@@ -133,7 +186,7 @@ def _to_pandas(table: Any) -> pd.DataFrame:
 def _added_later(path: Path, found: Any) -> dict[str, Any]:
     """The columns that came after this file's version, with their values. Raises LitmusError for another schema."""
     version = (found.metadata or {}).get(VERSION_KEY, b"")
-    if not version.isdigit():
+    if not version.isdigit() or len(version) > 9:
         raise _refuse(path, "a parquet file, but not one of Litmus")
     if int(version) > SCHEMA_VERSION:
         raise LitmusError("the records are of a newer schema", where=path, key="schema_version", value=int(version),
@@ -141,13 +194,14 @@ def _added_later(path: Path, found: Any) -> dict[str, Any]:
     later = {name: value for added, columns in _ADDED.items() if added > int(version)
              for name, value in columns.items()}
     for field in schema():
-        index = found.get_field_index(field.name)
-        if index < 0 and field.name in later:
+        places = found.get_all_field_indices(field.name)
+        if not places and field.name in later:
             continue
-        if index < 0:
-            raise _refuse(path, f"the records lack the column '{field.name}'")
-        if found.field(index).type != field.type:
-            raise _refuse(path, f"the column '{field.name}' has another type", str(found.field(index).type))
+        if len(places) != 1:
+            raise _refuse(path, f"the records {'have twice' if places else 'lack'} the column '{field.name}'")
+        kind = found.field(places[0]).type
+        if kind != field.type:
+            raise _refuse(path, f"the column '{field.name}' has another type", str(kind)[:200])
     return {name: value for name, value in later.items() if found.get_field_index(name) < 0}
 
 

@@ -291,14 +291,21 @@ def test_a_run_is_resolved_by_path_id_machine_and_latest(tmp_path):
 
 def test_verdicts_round_trip_as_strict_json(tmp_path):
     row = verdict()
-    row["parts"] = [{"estimate": {"point": math.nan, "low": -math.inf, "high": math.inf}}]
+    estimate = {"point": math.nan, "low": -math.inf, "high": math.inf, "level": 0.95, "n": 0, "unit": "", "method": ""}
+    row["parts"] = [
+        {
+            "id": "c", "experiment": "e", "point": {}, "estimate": estimate, "refute_interval": None,
+            "supported_if": "> 1", "refuted_if": "< 1", "verdict": "supported", "reason": "why", "cells": [],
+        }
+    ]  # fmt: skip
     write_verdicts(tmp_path, [row])
 
     def refuse(text):
         raise AssertionError(text)
 
     json.loads((tmp_path / "verdicts.json").read_text(), parse_constant=refuse)
-    assert read_verdicts(tmp_path)[0]["parts"][0]["estimate"] == {"point": None, "low": None, "high": None}
+    found = read_verdicts(tmp_path)[0]["parts"][0]["estimate"]
+    assert found == {**estimate, "point": None, "low": None, "high": None}
     assert read_verdicts(tmp_path / "elsewhere") == []
 
 
