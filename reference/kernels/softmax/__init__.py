@@ -50,7 +50,10 @@ __all__ = ["ALGORITHMS", "BACKENDS", "log_softmax", "log_sum_exp", "softmax"]
 
 ALGORITHMS = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
 TYPES = ("float32", "float16", "bfloat16")
-_MODULES = {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cuda": "cuda_gpu"}
+_MODULES = {
+    backend: f"{__name__}.{module}"
+    for backend, module in {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cuda": "cuda_gpu"}.items()
+}
 _SOURCE = Path(__file__).with_name("softmax.cu")
 # Why an algorithm is not one of the function.
 _WITHOUT_RELOAD = {
@@ -107,22 +110,30 @@ def _run(op: str, x: Any, out: Any, algorithm: str, backend: str, threads: int |
         raise ValueError(_WITHOUT_RELOAD[op])
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    _check("x", x)
+    tensor = _is_tensor(x)
+    _check("x", x, tensor)
     if x.ndim not in (1, 2):
         raise ValueError(f"x must be 1-D or (rows, n), not {x.ndim}-D")
-    shape = tuple(x.shape[:-1]) if op == "log_sum_exp" else tuple(x.shape)
-    out = _empty(shape, x) if out is None else _check_out(out, shape, x)
-    _check_memory(x, out, op != "log_sum_exp")
-    chosen = choose(backend, str(x.device) if _is_tensor(x) else "cpu", _SOURCE)
+    shape = tuple(x.shape[:-1] if op == "log_sum_exp" else x.shape)
+    if out is None:
+        out = _empty(shape, x, tensor)
+    else:
+        _check_out(out, shape, x, tensor)
+        _check_memory(x, out, tensor, op != "log_sum_exp")
+    chosen = choose(backend, str(x.device) if tensor else "cpu", _SOURCE)
     rows, n = (1, x.shape[0]) if x.ndim == 1 else x.shape
     if rows == 0 or n == 0:
         if op == "log_sum_exp":
             out[...] = -float("inf")
         return out
-    convert = _to_plain if chosen == "numba" else _to_torch
-    source, target = convert(x).reshape(rows, n), convert(out)
+    source, target = (x.detach(), out.detach()) if tensor else (x, out)
+    if not tensor and chosen != "numba":
+        import torch
+
+        source, target = torch.from_numpy(x), torch.from_numpy(out)
+    source = source.reshape(rows, n)
     target = target.reshape(rows) if op == "log_sum_exp" else target.reshape(rows, n)
-    getattr(import_module(f"{__name__}.{_MODULES[chosen]}"), op)(source, target, algorithm, threads)
+    getattr(import_module(_MODULES[chosen]), op)(source, target, algorithm, threads)
     return out
 
 
@@ -134,32 +145,29 @@ def _type(x: Any) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _check(name: str, x: Any) -> None:
-    if not _is_tensor(x) and type(x).__name__ != "ndarray":
+def _check(name: str, x: Any, tensor: bool) -> None:
+    if not tensor and type(x).__name__ != "ndarray":
         raise TypeError(f"{name} must be a numpy array or a torch tensor, not {type(x).__name__}")
     if _type(x) not in TYPES:
         raise TypeError(f"{name} must be {', '.join(TYPES[:-1])} or {TYPES[-1]}, not {x.dtype}")
-    if _is_tensor(x) and x.device.type not in ("cpu", "cuda"):
+    if tensor and x.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, not on {x.device}")
-    if not (x.is_contiguous() if _is_tensor(x) else x.flags.c_contiguous):
+    if not (x.is_contiguous() if tensor else x.flags.c_contiguous):
         raise ValueError(f"{name} must be C-contiguous; it has shape {tuple(x.shape)} and other strides")
 
 
-def _check_out(out: Any, shape: tuple[int, ...], x: Any) -> Any:
-    _check("out", out)
-    device = f" on {x.device}" if _is_tensor(x) else ""
+def _check_out(out: Any, shape: tuple[int, ...], x: Any, tensor: bool) -> None:
+    _check("out", out, _is_tensor(out))
     if (
-        _is_tensor(out) is not _is_tensor(x) or tuple(out.shape) != shape or out.dtype != x.dtype
-        or (_is_tensor(x) and out.device != x.device)
+        _is_tensor(out) is not tensor or tuple(out.shape) != shape or out.dtype != x.dtype
+        or (tensor and out.device != x.device)
     ):
-        kind = "torch tensor" if _is_tensor(x) else "numpy array"
+        kind, device = ("torch tensor", f" on {x.device}") if tensor else ("numpy array", "")
         raise ValueError(f"out must be a {kind} of {_type(x)} and shape {shape}{device}")
-    return out
 
 
-def _check_memory(x: Any, out: Any, in_place: bool) -> None:
-    begin, end = _extent(x)
-    out_begin, out_end = _extent(out)
+def _check_memory(x: Any, out: Any, tensor: bool, in_place: bool) -> None:
+    (begin, end), (out_begin, out_end) = _extent(x, tensor), _extent(out, tensor)
     if in_place and (begin, end) == (out_begin, out_end):
         return
     if max(begin, out_begin) < min(end, out_end):
@@ -167,28 +175,16 @@ def _check_memory(x: Any, out: Any, in_place: bool) -> None:
         raise ValueError(f"out must {rule}; they overlap")
 
 
-def _extent(x: Any) -> tuple[int, int]:
-    if _is_tensor(x):
+def _extent(x: Any, tensor: bool) -> tuple[int, int]:
+    if tensor:
         return x.data_ptr(), x.data_ptr() + x.numel() * x.element_size()
     begin = x.__array_interface__["data"][0]
     return begin, begin + x.nbytes
 
 
-def _empty(shape: tuple[int, ...], x: Any) -> Any:
-    if _is_tensor(x):
+def _empty(shape: tuple[int, ...], x: Any, tensor: bool) -> Any:
+    if tensor:
         return sys.modules["torch"].empty(shape, dtype=x.dtype, device=x.device)
     import numpy as np
 
     return np.empty(shape, x.dtype)
-
-
-def _to_plain(x: Any) -> Any:
-    return x.detach() if _is_tensor(x) else x
-
-
-def _to_torch(x: Any) -> Any:
-    if _is_tensor(x):
-        return x.detach()
-    import torch
-
-    return torch.from_numpy(x)

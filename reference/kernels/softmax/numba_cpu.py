@@ -62,10 +62,14 @@ def log_sum_exp(x: Array, out: Array, algorithm: str, threads: int | None) -> No
 
 
 def _run(op: str, x: Array, out: Array, algorithm: str, threads: int | None) -> None:
+    rows, n = x.shape
+    x, out = plain(x), plain(out)
+    if threads == 1 or chunks_of(rows * n, 2) == 1:  # without starting, asking or changing the pool
+        _one_thread(OPS[op], ALGORITHMS[algorithm], x, out)
+        return
     count = thread_count(threads)
-    run = bind(algorithm, x.shape[0], x.shape[1], count, op)
     with _pool_of(count):
-        run(plain(x), plain(out))
+        bind(algorithm, rows, n, count, op)(x, out)
 
 
 def plain(x: Any) -> np.ndarray:
