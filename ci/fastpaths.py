@@ -11,6 +11,7 @@ its target.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing
@@ -83,13 +84,26 @@ def softmax_calls(rows: int, n: int, threads: int | str, rivals: tuple[str, ...]
 # --- quantize
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: bitsandbytes' CPU operators cannot write into a tensor that is there.
+
+    Else both arms spend most of their time in the kernel, which clears the same fresh pages for either.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**30)
+
+
 def quantize_calls(n: int, threads: int | str, what: str) -> Calls:
-    """Block-wise 8 bits (dynamic map, blocks of 256) against bitsandbytes' CPU operators."""
+    """Block-wise 8 bits (dynamic map, blocks of 256) against bitsandbytes' CPU operators; all return new tensors."""
     import bitsandbytes  # noqa: F401  registers the operators
     import torch
 
     from reference.kernels.quantize import dequantize_blockwise, dynamic_map, quantize_blockwise
 
+    keep_freed_memory()
     code, block = dynamic_map(True), 256
     x = torch.randn(n, generator=torch.Generator().manual_seed(0))
     codes, absmax = quantize_blockwise(x, code=code, block=block)

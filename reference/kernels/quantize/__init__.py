@@ -18,6 +18,7 @@ Tensors are contiguous and on one device, the maps too. ``backend`` is one of ``
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,12 @@ _MODULES = {"numba": "numba_cpu", "eager": "eager", "triton": "triton_gpu", "cud
 
 def backend_module(name: str, device: str = "cpu") -> ModuleType:
     """The module that does the work on ``device``; see :func:`reference.kernels.backend.choose` for the errors."""
-    return import_module(f"{__name__}.{_MODULES[choose(name, device, SOURCE)]}")
+    return _module(choose(name, device, SOURCE))
+
+
+@cache
+def _module(backend: str) -> ModuleType:
+    return import_module(f"{__name__}.{_MODULES[backend]}")
 
 
 def block_count(n: int, block: int | None) -> int:

@@ -75,6 +75,7 @@ def _run(part: Any, parallel: Any, n: int, arguments: tuple[Any, ...]) -> None:
         torch.set_num_threads(threads)
 
 
+@lru_cache(maxsize=32)
 def _scalars(settings: Any, names: tuple[str, ...]) -> tuple[np.float32, ...]:
     return tuple(np.float32(getattr(settings, name)) for name in names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class AdamSettings:
     keep_sign: bool
 
     @classmethod
+    @lru_cache(maxsize=32)
     def at_step(cls, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
                 keep_sign: bool = False) -> AdamSettings:
         """The settings of step ``step`` = 1, 2, ...: with c1 = 1 - beta1^t and c2 = sqrt(1 - beta2^t),
@@ -44,6 +46,7 @@ class MomentumSettings:
     keep_sign: bool
 
     @classmethod
+    @lru_cache(maxsize=32)
     def of(cls, lr: float, momentum: float, weight_decay: float, keep_sign: bool = False) -> MomentumSettings:
         """The settings, rounded to float32."""
         return cls(*(float(np.float32(value)) for value in (lr, momentum, weight_decay)), keep_sign=keep_sign)
@@ -62,6 +65,7 @@ class LionSettings:
     keep_sign: bool
 
     @classmethod
+    @lru_cache(maxsize=32)
     def of(cls, lr: float, beta1: float, beta2: float, weight_decay: float, keep_sign: bool = False) -> LionSettings:
         """The settings, rounded to float32; decay = 1 - lr*weight_decay."""
         scalars = (beta1, 1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay, lr)
