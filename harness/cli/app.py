@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import doctor, ls, new, report, repro, run, show, tune, validate, verdicts
+from harness.cli import ab, asv_export, doctor, ls, new, report, repro, run, show, tune, validate, verdicts
 from harness.cli.output import error_console
 from harness.errors import LitmusError
 
@@ -35,6 +35,8 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "ls": ls.ls, "show": show.show, "run": run.run, "verdicts": verdicts.verdicts, "report": report.report,
     "validate": validate.validate, "new": new.new, "tune": tune.tune, "doctor": doctor.doctor, "repro": repro.repro,
+    "asv-export": asv_export.asv_export,
+    "ab": ab.ab,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

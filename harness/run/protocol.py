@@ -19,9 +19,10 @@ from typing import Any, Literal
 from harness.plan.cell import Cell
 from harness.records.record import Record, Status
 
-Task = Literal["trial", "speed", "ceilings", "judge", "inspect", "oracle"]
+Task = Literal["trial", "speed", "turns", "ceilings", "judge", "inspect", "oracle"]
 PREPARE_LIMIT_S = 900.0
 STARTUP_LIMIT_S = 60.0
+CANNOT_LOAD = "suite.py cannot be loaded"
 # What CUDA and its libraries keep resident on the host before a cell asks for anything.
 CUDA_HOST_BYTES = 4 * 2**30
 

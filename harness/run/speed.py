@@ -35,7 +35,7 @@ def _begun(cell: Cell, arm: str) -> Record:
 
 
 @dataclass
-class _Contender:
+class Contender:
     """An arm on its way through a process: its buffers for each input set and the record so far."""
 
     name: str
@@ -52,6 +52,7 @@ class _Contender:
             self.record = replace(self.record, error=max(proof.error, self.record.error or 0.0))
 
     def crash(self, error: BaseException) -> None:
+        """It raised ``error``: its status, and no samples."""
         self.record = replace(
             self.record, status="oom" if is_out_of_memory(error) else "crashed",
             reason=describe(error)[:500], stderr_tail=traceback.format_exc()[-4000:],
@@ -60,7 +61,11 @@ class _Contender:
 
     @property
     def alive(self) -> bool:
+        """Whether it is right so far."""
         return self.record.status == "ok"
+
+
+Sampler = Callable[[Cell, Sequence[Contender], Sequence[check.InputSet], int, Place], None]
 
 
 def run_speed(
@@ -70,11 +75,13 @@ def run_speed(
     emit: Callable[[Record], None],
     enter: Callable[[str], None] = lambda _: None,
     place: Place | None = None,
+    sample: Sampler | None = None,
 ) -> None:
     """Run process number ``process`` of ``cell`` and emit one partial record per arm.
 
     ``enter(arm)`` is called before an arm first runs, ``enter("*")`` before the rounds, so that whoever watches
-    knows whom a crash of the process belongs to. Raises what an arm did where this process cannot go on after it.
+    knows whom a crash of the process belongs to. ``sample`` times the arms that are right in place of the rounds.
+    Raises what an arm did where this process cannot go on after it.
     """
     place = place or place_of(cell.device, cell.measure.cache)
     suite.data.clear()
@@ -98,7 +105,7 @@ def run_speed(
         enter(contender.name)
         _guard(contender, place, partial(_prove_before, problem, contender, sets, shared, process, place))
     enter(TOGETHER)
-    _time(cell, [item for item in contenders if item.alive], sets, process, place)
+    (sample or _time)(cell, [item for item in contenders if item.alive], sets, process, place)
     if process == 0:
         sets[0].redraw(rng)
     for contender in contenders:
@@ -108,7 +115,7 @@ def run_speed(
         hand_in(contender.record)
 
 
-def _contenders(cell: Cell, problem: Problem, place: Place, emit: Callable[[Record], None]) -> list[_Contender]:
+def _contenders(cell: Cell, problem: Problem, place: Place, emit: Callable[[Record], None]) -> list[Contender]:
     contenders = []
     for name in cell.arms:
         arm = problem.arms.get(name)
@@ -122,11 +129,11 @@ def _contenders(cell: Cell, problem: Problem, place: Place, emit: Callable[[Reco
             record = replace(record, status="ok", input_bytes=int(problem.input_bytes), tolerance=tolerance,
                              bytes_moved=float(arm.bytes_moved), flops=float(arm.flops), cache=place.cache,
                              workspace_bytes=None if arm.workspace_bytes is None else float(arm.workspace_bytes))
-            contenders.append(_Contender(name, arm, record))
+            contenders.append(Contender(name, arm, record))
     return contenders
 
 
-def _guard(contender: _Contender, place: Place, step: Callable[[], None]) -> None:
+def _guard(contender: Contender, place: Place, step: Callable[[], None]) -> None:
     """Whatever an arm raises is that arm's result, never the end of the others.
 
     Some faults of CUDA stay for the life of the process: then it ends, and the others are run in a new one.
@@ -146,7 +153,7 @@ def _guard(contender: _Contender, place: Place, step: Callable[[], None]) -> Non
 
 
 def _prove_before(
-    problem: Problem, contender: _Contender, sets: Sequence[check.InputSet], shared: list[tuple[Any, ...]],
+    problem: Problem, contender: Contender, sets: Sequence[check.InputSet], shared: list[tuple[Any, ...]],
     process: int, place: Place,
 ) -> None:
     """The first process proves the arm on every input set, later ones on one.
@@ -173,7 +180,7 @@ def _prove_before(
 
 
 def _time(
-    cell: Cell, contenders: Sequence[_Contender], sets: Sequence[check.InputSet], process: int, place: Place
+    cell: Cell, contenders: Sequence[Contender], sets: Sequence[check.InputSet], process: int, place: Place
 ) -> None:
     """Interleave the arms that are right."""
     if not contenders:
@@ -198,7 +205,7 @@ def _time(
             item.note(check.Proof(float("nan"), timing.faults[item.name]), "while being timed")
 
 
-def _prove_after(problem: Problem, contender: _Contender, drawn: check.InputSet, place: Place) -> None:
+def _prove_after(problem: Problem, contender: Contender, drawn: check.InputSet, place: Place) -> None:
     """Once more; in the first process on new contents at old addresses, where a result cached by address is stale."""
     proof = check.prove(problem, contender.arm, drawn, contender.buffers[0], times=2, place=place)
     contender.note(proof, "after being timed")

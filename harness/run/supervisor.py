@@ -21,7 +21,7 @@ from harness.run.protocol import Ending, Job, Lines, decode, encode
 from harness.run.stage import TOGETHER, Page
 
 TAIL_BYTES = 8192
-_TICK_S = {"speed": 0.1}
+_TICK_S = {"speed": 0.1, "turns": 0.1}
 _DEFAULT_TICK_S = 0.02
 _CHUNK = 1 << 16
 _PIPE_CHUNKS = 16

@@ -26,7 +26,7 @@ from harness.run import stage
 from harness.run.artefact import Cache
 from harness.run.faults import describe
 from harness.run.measure.canary import builtin_folder
-from harness.run.protocol import Job, blank_record, encode
+from harness.run.protocol import CANNOT_LOAD, Job, blank_record, encode
 
 _SPEED_PARAMETERS = ("point", "rng", "device")
 _TRIAL_PARAMETERS = ("arm", "point", "seed", "device")
@@ -89,6 +89,19 @@ def _speed(job: Job, outbox: Outbox) -> None:
     # Other arms make another id, but not another question: whoever joins the processes gives the cell its own id back.
     speed.run_speed(replace(cell, arms=job.arms), suite, job.process, outbox.record, stage.enter)
     stage.enter(None)
+
+
+def _turns(job: Job, outbox: Outbox) -> None:
+    from harness.run.ab import turns
+
+    cell = _cell(job)
+    with turns.connect(job.argument["socket"], job.argument["role"]) as talk:
+        suite = _suite_or_records(job, cell, outbox) if _claimed(job, cell, outbox) else None
+        if suite is None:
+            return
+        set_seeds(cell)
+        turns.take_turns(replace(cell, arms=job.arms), suite, job.process, outbox.record, talk)
+        stage.enter(None)
 
 
 def _ceilings(job: Job, outbox: Outbox) -> None:
@@ -157,7 +170,7 @@ def _suite_or_records(job: Job, cell: Cell, outbox: Outbox) -> Suite | None:
     except BaseException as error:  # noqa: BLE001 - a suite's file may raise anything at all
         traceback.print_exc()
         for arm in job.arms:
-            outbox.record(blank_record(cell, arm, "crashed", f"suite.py cannot be loaded: {describe(error)}"))
+            outbox.record(blank_record(cell, arm, "crashed", f"{CANNOT_LOAD}: {describe(error)}"))
         return None
     suite.artefacts = Cache(Path(job.root), cell.code, lambda text: outbox.send("note", text=text))
     return suite
@@ -278,6 +291,7 @@ def _oracle(job: Job, outbox: Outbox) -> None:
 _TASKS: dict[str, Callable[[Job, Outbox], None]] = {
     "trial": _trial,
     "speed": _speed,
+    "turns": _turns,
     "ceilings": _ceilings,
     "judge": _judge,
     "inspect": _inspect,

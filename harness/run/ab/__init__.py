@@ -1,0 +1,1 @@
+"""``litmus ab``: two revisions of the suites and of what they import, measured by this harness in step."""
