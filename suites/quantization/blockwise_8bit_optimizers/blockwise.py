@@ -50,14 +50,14 @@ def code_error(outputs: tuple[Any, Any], x: Array) -> float:
     codes, scales = (np.asarray(item) for item in outputs)
     if codes.shape != x.shape or scales.shape != (_blocks(x.size),) or not np.isfinite(scales).all():
         return math.inf
-    midpoints = (_code()[1:] + _code()[:-1]) / 2
-    lowest, highest = np.append(-np.inf, midpoints), np.append(midpoints, np.inf)
-    worst = 0.0
+    code, worst = _code(), 0.0
+    below, above = np.append(-np.inf, code[:-1]), np.append(code[1:], np.inf)
     for part, blocks in _chunks(x.size):
         true = np.maximum.reduceat(np.abs(x[part]), np.arange(0, x[part].size, BLOCK)).astype(np.float64)
         quotients = x[part] / np.repeat(true, BLOCK)[: x[part].size]
-        beyond = np.maximum(lowest[codes[part]] - quotients, quotients - highest[codes[part]])
-        worst = max(worst, 2.0 * float(beyond.max()), float(np.abs(scales[blocks] / true - 1).max()))
+        own, lower, upper = (np.abs(item[codes[part]] - quotients) for item in (code, below, above))
+        further = float((own - np.minimum(lower, upper)).max())
+        worst = max(worst, further, float(np.abs(scales[blocks] / true - 1).max()))
     return worst
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,12 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.declare.suite import NotTestable
+from harness.declare.suite import NotTestable, SkipArm
 from harness.run import check
 from harness.run.worker import load_suite
 from reference.kernels.softmax import eager
+from reference.kernels.softmax.cost import workspace_bytes
+from suites.softmax.two_pass_softmax.gpu import gpu_problem
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -53,6 +58,68 @@ def test_every_arm_is_right_also_on_redrawn_inputs(suite, experiment, point):
         for name, arm in problem.arms.items():
             assert check.prove(problem, arm, drawn, buffers[name]).fault is None, name
         drawn.redraw(rng)
+
+
+GPU_POINTS = [("gpu_throughput", {"n": 5000}), ("gpu_rows", {"shape": "64x100"})]
+
+
+@pytest.mark.parametrize(("experiment", "point"), GPU_POINTS, ids=str)
+def test_without_cuda_the_arms_of_a_gpu_say_why_and_the_others_are_right(suite, experiment, point):
+    problem, drawn, rng = make(suite, experiment, **point)
+    assert set(suite.card.experiments[experiment].arms) <= set(problem.arms)
+    skipped = {name: str(arm) for name, arm in problem.arms.items() if isinstance(arm, SkipArm)}
+    assert all("CUDA device" in skipped[name] for name in problem.arms if name.startswith("cuda_"))
+    assert not {"torch", "copy"} & set(skipped)
+    buffers = problem.buffers(*drawn.inputs)
+    for _ in range(2):
+        for name in ("torch", "copy"):
+            assert check.prove(problem, problem.arms[name], drawn, buffers).fault is None, name
+        drawn.redraw(rng)
+    (y,) = buffers
+    problem.arms["torch"].run(*drawn.inputs, y)
+    assert problem.error(y, drawn.truth) <= problem.arms["torch"].tolerance
+    assert not problem.error(y.roll(1), drawn.truth) <= problem.arms["torch"].tolerance
+
+
+def test_a_cuda_device_that_is_not_there_skips_every_arm_of_ours():
+    problem = gpu_problem(2, 300, f"cuda:{torch.cuda.device_count()}")
+    ours = [arm for name, arm in problem.arms.items() if name.startswith(("cuda_", "triton_"))]
+    assert len(ours) == 8 and all(isinstance(arm, SkipArm) for arm in ours)
+
+
+def test_every_experiment_has_a_function_and_those_of_a_gpu_stand_apart_from_the_claims(suite):
+    assert set(suite.card.experiments) == set(suite.speeds)
+    for name, experiment in suite.card.experiments.items():
+        assert (experiment.devices == ["cuda"]) is name.startswith("gpu_")
+        assert "threads" not in experiment.axes or experiment.devices == ["cpu"]
+    asked = {part.experiment for claim in suite.card.claims for part in (claim, *claim.parts, *claim.requires)}
+    assert not [name for name in asked if name and name.startswith("gpu_")]
+
+
+TRITON = """
+import numpy as np
+from harness.run import check
+from suites.softmax.two_pass_softmax.gpu import gpu_problem
+rng = np.random.default_rng(0)
+problem = gpu_problem(3, 700, "cpu")
+drawn = check.InputSet(problem, rng)
+for name in ("triton_two_pass", "triton_online"):
+    assert check.prove(problem, problem.arms[name], drawn, problem.buffers(*drawn.inputs)).fault is None, name
+"""
+
+
+def test_the_triton_arms_are_wired_to_their_kernels():
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", TRITON], cwd=ROOT, capture_output=True, text=True, check=False,
+                          env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_kernels_declare_what_they_allocate_and_the_peers_nothing(suite):
+    problem, _, _ = make(suite, "throughput", n=2**20, threads=2)
+    for name, arm in problem.arms.items():
+        expected = None if name in ("torch", "scipy") else workspace_bytes(1, 2**20, algorithm=name, threads=2)
+        assert arm.workspace_bytes == expected, name
 
 
 @pytest.mark.parametrize(
