@@ -26,6 +26,11 @@ class _SpeedExperiment:
     timeout = 300
 
     def setup(self, point: str, arm: str) -> None:
+        """Prove the arm, untimed. Raises NotImplementedError, asv's word for a skip, where it cannot run here."""
+        self.record = self._run(point, arm, sample=lambda *_: None)
+
+    def _run(self, point: str, arm: str, sample: Any = None) -> Any:
+        """The record of one process with this arm alone; ``sample`` times it in place of Litmus' rounds."""
         from harness.records.record import Record
         from harness.run.speed import run_speed
         from harness.run.worker import load_suite
@@ -37,27 +42,33 @@ class _SpeedExperiment:
             measure=MEASURE, timeout_s=declared.timeout_s, memory_gib=declared.memory_gib,
         )
         records: list[Record] = []
-        run_speed(cell, load_suite(ROOT, self.entry.name), 0, records.append)
-        (self.record,) = records
-        if self.record.status == "skipped":
-            raise NotImplementedError(self.record.reason)
-        if self.record.status != "ok":
-            raise RuntimeError(f"{self.record.status}: {self.record.reason}")
+        run_speed(cell, load_suite(ROOT, self.entry.name), 0, records.append, sample=sample)
+        (record,) = records
+        if record.status == "skipped":
+            raise NotImplementedError(record.reason)
+        if record.status != "ok":
+            raise RuntimeError(f"{record.status}: {record.reason}\n{record.stderr_tail}".rstrip())
+        return record
 
     def track_time(self, point: str, arm: str) -> float:
-        """Nanoseconds of one call: the median over the rounds' samples."""
+        """Nanoseconds of one call: the median over the rounds' samples of an arm that was right before and after."""
         from statistics import median
 
-        samples = self.record.samples
-        return median(ns / calls for ns, calls in zip(samples.elapsed_ns, samples.calls, strict=True))
+        samples = self._run(point, arm).samples
+        return float(median(ns / calls for ns, calls in zip(samples.elapsed_ns, samples.calls, strict=True)))
 
     def track_error(self, point: str, arm: str) -> float:
         """Distance from the float64 truth, as the suite measures it; 0 for a yardstick without a result."""
-        return self.record.error or 0.0
+        return float(self.record.error or 0.0)
+
+    def track_peak_bytes(self, point: str, arm: str) -> int:
+        """What one call needs at its peak beyond what is there before it; asv's peakmem_ would count torch as well."""
+        return int(self.record.peak_bytes)
 
 
 _SpeedExperiment.track_time.unit = "ns"  # type: ignore[attr-defined]  # asv reads it off the function
 _SpeedExperiment.track_error.unit = "error"  # type: ignore[attr-defined]
+_SpeedExperiment.track_peak_bytes.unit = "bytes"  # type: ignore[attr-defined]
 
 
 def _classes() -> dict[str, type]:

@@ -3,11 +3,15 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from harness.declare.suite import Arm, Problem, SkipArm
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,7 +50,49 @@ def test_a_benchmark_is_proved_and_measured(benchmarks):
     benchmark.setup(point, arm)
     assert benchmark.track_time(point, arm) > 0
     assert 0 <= benchmark.track_error(point, arm) <= benchmark.record.tolerance
-    assert benchmark.track_time.unit == "ns"
+    assert benchmark.track_peak_bytes(point, arm) >= 0
+    assert (benchmark.track_time.unit, benchmark.track_peak_bytes.unit) == ("ns", "bytes")
+
+
+class _Declared:
+    """A suite whose arms are absent, broken or wrong."""
+
+    def __init__(self, arm):
+        self.data = {}
+        self.speeds = {"transform": lambda point, rng, device: Problem(
+            inputs=lambda rng: (rng.random(4),), buffers=lambda x: (np.empty_like(x),), truth=lambda x: x,
+            arms={"matmul": arm}, input_bytes=32, tolerance=1e-9)}
+
+
+def _raise(x, out):
+    raise ValueError("no such thing")
+
+
+def _off_by_one(x, out):
+    np.add(x, 1.0, out=out)
+
+
+@pytest.mark.parametrize(
+    ("arm", "error", "words"),
+    [
+        (SkipArm("peer is not installed"), NotImplementedError, "peer is not installed"),
+        (Arm(_raise, 1, 1), RuntimeError, "crashed: ValueError: no such thing"),
+        (Arm(_off_by_one, 1, 1), RuntimeError, "wrong: before being timed"),
+    ],
+    ids=["absent", "broken", "wrong"],
+)
+def test_an_absent_arm_is_skipped_and_a_bad_one_fails(benchmarks, monkeypatch, arm, error, words):
+    monkeypatch.setattr("harness.run.worker.load_suite", lambda root, name: _Declared(arm))
+    benchmark = classes(benchmarks)["svd_free_dct_projection__transform"]()
+    with pytest.raises(error, match=words):
+        benchmark.setup(benchmark.params[0][0], "matmul")
+
+
+def test_discovery_imports_nothing_heavy():
+    code = ("import sys; sys.path.insert(0, '.'); import suites.asv_bench.speed; "
+            "print([n for n in ('torch', 'numba', 'numpy', 'pandas', 'scipy') if n in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_configuration_agrees_with_the_project():
