@@ -44,8 +44,8 @@ ab: venv  ## compare two revisions in pairs on this machine   BASE=origin/main H
 	if [ $$status = 3 ] && [ -z '$(STRICT)' ]; then echo 'litmus ab: nothing to compare; no failure (STRICT=1 makes it one)'; exit 0; fi; \
 	exit $$status
 
-compare: venv  ## claims whose verdict differs between two stored runs   A=RUN B=RUN
-	$(PY) ci/verdict_changes.py $(A) $(B)
+compare: venv  ## hold a stored run against another   A=RUN B=RUN (default: baseline and latest) FORMAT OUT
+	$(LITMUS) compare $(or $(A),baseline) $(or $(B),latest) $(if $(FORMAT),--format $(FORMAT)) $(if $(OUT),--out $(OUT))
 
 asv: venv  ## measure HEAD with asv, add the stored runs, publish the history   [ARGS="--bench softmax"]
 	$(PY) -m asv machine --yes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import ab, asv_export, doctor, ls, new, report, repro, run, show, tune, validate, verdicts
+from harness.cli import ab, asv_export, compare, doctor, ls, new, report, repro, run, show, tune, validate, verdicts
 from harness.cli.output import error_console
 from harness.errors import LitmusError
 
@@ -16,7 +16,9 @@ _HELP = """Puts machine-learning papers to the test: accuracy and speed in one r
 \b
 Exit codes:
   0    done
+  1    a comparison found that something that gates got worse
   2    the request cannot be carried out: the message says what to change
+  3    a comparison found nothing that can be compared
   4    a cell ended wrong, crashed, timeout or oom, or a suite failed its validation
   5    the A/A canary alarmed: this machine was too unsteady to judge speed
   130  interrupted; the finished cells are kept
@@ -35,6 +37,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "ls": ls.ls, "show": show.show, "run": run.run, "verdicts": verdicts.verdicts, "report": report.report,
     "validate": validate.validate, "new": new.new, "tune": tune.tune, "doctor": doctor.doctor, "repro": repro.repro,
+    "compare": compare.compare,
     "asv-export": asv_export.asv_export,
     "ab": ab.ab,
 }
@@ -70,6 +73,11 @@ def show_refusal(refusal: LitmusError) -> None:
     """Print a refusal on stderr; its first line is red on a terminal, plain elsewhere."""
     first, *rest = refusal.lines()
     console = error_console()
-    console.print(f"litmus: {first}", style="bold red", soft_wrap=True)
+    console.print(f"litmus: {_harmless(first)}", style="bold red", soft_wrap=True)
     for line in rest:
-        console.print(line, soft_wrap=True)
+        console.print(_harmless(line), soft_wrap=True)
+
+
+def _harmless(text: str) -> str:
+    """``text`` without control characters: paths and values in it may be anyone's, and a terminal obeys some."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)

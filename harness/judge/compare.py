@@ -77,7 +77,7 @@ def process_medians(rounds: Floats) -> Floats:
 
 
 def speed_word(center: float, low: float, high: float, zone: float, level: float, count: int) -> Decision:
-    """The word about a log ratio ``center`` with interval [low, high] over ``count`` units, see :func:`decide_speed`."""
+    """The word about a log ratio with interval [low, high] over ``count`` units, see :func:`decide_speed`."""
     bound = math.log1p(zone)
 
     def said(word: Word, reason: str, detail: str = "") -> Decision:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from typing_extensions import TypedDict
 
 from harness.errors import LitmusError, did_you_mean
-from harness.records.files import read_json_object, write_json
+from harness.records.files import own_file, read_json_object, write_json
 from harness.records.record import SCHEMA_VERSION
 from harness.records.shapes import (
     VERDICTS,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 VERDICTS_FILE = "verdicts.json"
 RESULTS = "results"
+BASELINE = "baseline"
 
 _RUN_LIMIT_BYTES = 8 * 2**20
 _VERDICTS_LIMIT_BYTES = 64 * 2**20
@@ -155,9 +156,9 @@ class Run:
         """``run.json``. Raises LitmusError, see :func:`read_run_info`."""
         return read_run_info(self.folder)
 
-    def records(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    def records(self, columns: Sequence[str] | None = None, kind: str | None = None) -> pd.DataFrame:
         """The records, see :func:`load_records`."""
-        return load_records(self.folder, columns)
+        return load_records(self.folder, columns, kind)
 
     def verdicts(self) -> list[dict[str, Any]]:
         """The verdicts, [] where none were judged yet."""
@@ -240,6 +241,42 @@ def resolve_run(root: Path, text: str) -> Run:
                       next_step="make one with: litmus run")
 
 
+def resolve_pair(root: Path, base: str, head: str) -> tuple[Run, Run]:
+    """Two runs as :func:`resolve_run` finds them; ``baseline`` is what the other is to be held against.
+
+    It is the run that the file ``results/baseline`` names (``<machine>/<id>`` or an id, on one line). Without that file
+    it is the newest run before the other one of the same machine and profile. Raises LitmusError where there is none.
+    """
+    if base == head == BASELINE:
+        raise LitmusError("both runs are the baseline", where="the command line", value=BASELINE,
+                          expected="two different runs", next_step="try: litmus compare baseline latest")
+    found = {name: resolve_run(root, name) for name in (base, head) if name != BASELINE}
+    for name, other in ((base, head), (head, base)):
+        if name == BASELINE:
+            found[name] = _baseline(root, found[other])
+    return found[base], found[head]
+
+
+def _baseline(root: Path, other: Run) -> Run:
+    pointer = Path(root) / RESULTS / BASELINE
+    if pointer.is_file():
+        name = own_file(pointer).read_bytes()[:1000].decode(errors="replace").strip()
+        runs = [run for run in find_runs(root) if name in (run.id, f"{run.machine}/{run.id}")]
+        if len(runs) == 1:
+            return runs[0]
+        raise LitmusError("the baseline is no stored run" if not runs else "the baseline names several runs",
+                          where=pointer, value=name, expected="<machine>/<id> of a run below results/",
+                          next_step="correct the file, or remove it to take the run before")
+    mine = other.info
+    runs = [run for run in find_runs(root) if run.info.machine.get("key") == mine.machine.get("key")
+            and run.info.profile == mine.profile and run.info.started_at < mine.started_at]
+    if not runs:
+        raise LitmusError("there is no baseline", where=Path(root) / RESULTS, value=f"{other.machine}/{other.id}",
+                          expected=f"an earlier run of this machine with profile {mine.profile}",
+                          next_step="name two runs, or write one's name into results/baseline")
+    return runs[0]
+
+
 def newest_verdicts(root: Path, runs: Sequence[Run] | None = None) -> dict[tuple[str, str], dict[str, Any]]:
     """Verdicts by (suite, claim): each suite's from the newest of ``runs`` (default: all found) that judged it.
 
@@ -277,6 +314,7 @@ __all__ = [
     "read_run_info",
     "read_verdicts",
     "refused_runs",
+    "resolve_pair",
     "resolve_run",
     "write_records",
     "write_run_info",

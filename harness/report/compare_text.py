@@ -13,6 +13,7 @@ from harness.report.compare_words import (
     counts,
     headline,
     interval_text,
+    is_change,
     plain,
     where_text,
     worst_first,
@@ -21,18 +22,22 @@ from harness.report.compare_words import (
 
 STYLES = {"slower": "red", "worse": "red", "faster": "green", "better": "green", "same": "", "inconclusive": "yellow",
           "incomparable": "dim"}
-_MOST_ROWS = 200
+_MOST_ROWS = 60
 
 
 def render(outcome: Outcome, *, most_rows: int = _MOST_ROWS) -> RenderableType:
-    """The comparison as a rich renderable. What is ``same`` is only counted; rows beyond ``most_rows`` too."""
+    """The comparison as a rich renderable.
+
+    Its rows are what changed and what gates but could not be told; others, and those beyond ``most_rows``, are counted.
+    """
     parts: list[RenderableType] = [Text(f"{plain(outcome.base)} → {plain(outcome.head)}", style="bold")]
     parts += [Text(f"alarm: {plain(alarm, 600)}", style="bold red") for alarm in outcome.alarms]
-    rows = [item for item in worst_first(outcome.comparisons) if item.verdict != "same"]
+    rows = [item for item in worst_first(outcome.comparisons)
+            if is_change(item) or (item.gates and item.verdict == "inconclusive")]
     if rows:
         parts += ["", _table(rows[:most_rows])]
     if len(rows) > most_rows:
-        parts.append(Text(f"{len(rows) - most_rows} more rows: see --format json", style="dim"))
+        parts.append(Text(f"{len(rows) - most_rows} more rows: see --format markdown or json", style="dim"))
     parts += ["", Text(counts(outcome.comparisons))]
     parts.append(Text(headline(outcome), style="green" if outcome.exit_code == 0 else "bold red"))
     return Group(*parts)

@@ -10,7 +10,7 @@ from harness.judge.comparison import BAD, GOOD, Comparison, Outcome
 
 WORDS = ("slower", "worse", "faster", "better", "same", "inconclusive", "incomparable")
 LONGEST_NAME = 120
-_CHANGED, _ONE_SIDED = (*BAD, *GOOD), ("only_base", "only_head")
+_CHANGED = (*BAD, *GOOD)
 
 
 def worst_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -33,8 +33,8 @@ def _size(item: Comparison) -> float:
 
 
 def is_change(item: Comparison) -> bool:
-    """Whether a reader should see it without unfolding anything: it moved, or one side lost or gained it."""
-    return item.verdict in _CHANGED or item.is_bad or item.reason in _ONE_SIDED
+    """Whether a reader should see it without unfolding anything: it moved, or the head lost it."""
+    return item.verdict in _CHANGED or item.is_bad
 
 
 def counts(comparisons: Sequence[Comparison]) -> str:
@@ -87,7 +87,9 @@ def interval_text(item: Comparison) -> str:
 
 
 def zone_text(item: Comparison) -> str:
-    """``±1 %``: the half width of the zone of "the same"."""
+    """``±1 %``: the half width of the zone of "the same"; a dash where nothing was measured."""
+    if item.verdict == "incomparable":
+        return "–"
     return f"±{100 * item.threshold:.3g} %" if item.relative else f"±{item.threshold:.3g}"
 
 

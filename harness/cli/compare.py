@@ -1,0 +1,43 @@
+"""``litmus compare``: two stored runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.comparison import finish, known_format
+from harness.declare.catalog import Catalog, find_root
+
+
+def compare(
+    base: Annotated[str, typer.Argument(metavar="A", help="Run of before: path, id, 'latest' or 'baseline'.")],
+    head: Annotated[str, typer.Argument(metavar="B", help="Run of after: path, id, 'latest' or 'baseline'.")],
+    gate_stored: Annotated[bool, typer.Option(
+        "--gate-stored", help="Let times gate, too, though they were taken at different moments.")] = False,
+    gate: Annotated[Path | None, typer.Option(help="Thresholds (default: ci/gate.yaml).")] = None,
+    output: Annotated[str, typer.Option("--format", help="table, markdown, json or junit.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write to this file, and a table to standard output.")] = None,
+) -> None:
+    """Compare two stored runs: accuracy paired by seed, speed as far as two moments of one machine allow.
+
+    Ends with 0 when nothing that gates got worse, 1 for a regression, 3 when nothing could be compared, 4 when B did
+    not finish what A did, 5 when a run's A/A canary alarmed.
+
+    \b
+    Examples:
+      litmus compare baseline latest
+      litmus compare 20260131-090500-small latest --format markdown --out out/compare.md
+    """
+    from harness.declare.gate import load_gate
+    from harness.judge.stored import Side, compare_stored
+    from harness.records.store import resolve_pair
+
+    known_format(output)
+    root = find_root()
+    rules = load_gate(root, gate)
+    runs = resolve_pair(root, base, head)
+    cards = {entry.name: entry.card for entry in Catalog(root).entries}
+    sides = [Side.load(run) for run in runs]
+    finish(compare_stored(sides[0], sides[1], cards, rules, gate_stored), output, out)
