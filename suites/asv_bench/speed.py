@@ -1,11 +1,13 @@
 """One asv class for each speed experiment of a suite, with the arms and smoke points as parameters.
 
-asv keeps the history and finds the commit that changed a number; Litmus measures. Discovery reads cards only: suites,
+asv keeps the history and finds the commit that changed a number; Litmus measures. The harness and the reference code are
+the commit's, cards and suites those of the working tree, as always with asv's benchmarks. Discovery reads cards only: suites,
 torch and Numba are imported by the worker that measures. An arm that cannot run here is skipped, a wrong one fails.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ class _SpeedExperiment:
         from harness.run.speed import run_speed
         from harness.run.worker import load_suite
 
+        # The commit's, which asv installed: loading a suite puts the working tree, the same for all commits, in front.
+        import_module("reference")
         declared = self.entry.card.experiments[self.experiment]
         cell = Cell(
             suite=self.entry.name, experiment=self.experiment, kind="speed", point=self.points[point], seed=0,

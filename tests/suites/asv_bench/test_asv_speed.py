@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -93,6 +94,22 @@ def test_discovery_imports_nothing_heavy():
             "print([n for n in ('torch', 'numba', 'numpy', 'pandas', 'scipy') if n in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_installed_reference_code_is_measured_not_the_working_trees(tmp_path):
+    installed = tmp_path / "reference" / "__init__.py"
+    installed.parent.mkdir()
+    installed.write_text(f"__path__.append({str(ROOT / 'reference')!r})\n")
+    code = ("import importlib.util, sys\n"
+            f"spec = importlib.util.spec_from_file_location('speed', {str(ROOT / 'suites/asv_bench/speed.py')!r})\n"
+            "speed = importlib.util.module_from_spec(spec); spec.loader.exec_module(speed)\n"
+            "benchmark = speed.svd_free_dct_projection__transform()\n"
+            "benchmark.setup(benchmark.params[0][0], 'matmul')\n"
+            "print(sys.modules['reference'].__file__, sys.modules['reference.kernels.project'].__name__)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout.split() == [str(installed), "reference.kernels.project"]
 
 
 def test_the_configuration_agrees_with_the_project():
