@@ -1,8 +1,9 @@
 """One asv class for each speed experiment of a suite, with the arms and smoke points as parameters.
 
-asv keeps the history and finds the commit that changed a number; Litmus measures. The harness and the reference code are
-the commit's, cards and suites those of the working tree, as always with asv's benchmarks. Discovery reads cards only: suites,
-torch and Numba are imported by the worker that measures. An arm that cannot run here is skipped, a wrong one fails.
+asv keeps the history and finds the commit that changed a number; Litmus measures. The harness and the reference code
+are the commit's; cards and suites are the working tree's, as asv takes its benchmarks from there. Discovery reads cards
+only: suites, torch and Numba are imported by the worker that measures. An arm that cannot run here is skipped, a wrong
+one fails.
 """
 
 from __future__ import annotations
