@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +62,14 @@ class Exemption(Model):
 
     def covers(self, suite: str, experiment: str, metric: str, arm: str | None) -> bool:
         """Whether this is about the metric of the arm; None for an arm asks about all of them."""
-        selector = Selector.parse(self.at)
+        selector = _selector(self.at)
         return (selector.takes_suite(Entry(suite, Path())) and selector.takes_experiment(experiment)
                 and (not self.metrics or metric in self.metrics) and (not self.arms or arm in self.arms))
+
+
+@lru_cache(maxsize=1024)
+def _selector(text: str) -> Selector:
+    return Selector.parse(text)
 
 
 class Gate(Model):

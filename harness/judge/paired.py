@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from harness.errors import LitmusError
 from harness.judge.compare import Better, Decision, decide_metric
 from harness.judge.comparison import Word
 from harness.judge.stats.bootstrap import Floats
+from harness.records.shapes import number
 
 Threshold = tuple[float, bool]
 
@@ -65,7 +66,8 @@ def _plain(base: Floats, head: Floats, threshold: Threshold, level: float) -> li
         differences = np.sort(head - base, axis=1)
         center = (head - base).mean(axis=1)
         middle = differences.mean(axis=1)
-        half = _quantile(level, count) * np.sqrt(differences.var(axis=1, ddof=1) / count) if count > 1 else center
+        spread = np.sqrt(differences.var(axis=1, ddof=1) / count) if count > 1 else np.full(len(base), np.nan)
+        half = special.stdtrit(max(count - 1, 1), (1 + level) / 2) * spread
         scale = np.abs(base.mean(axis=1)) if relative else np.ones(len(base))
         center, low, high = center / scale, (middle - half) / scale, (middle + half) / scale
     usable = finite & ~same & (scale > 0) & (count > 1)
@@ -87,11 +89,21 @@ def _told(word: Word, reason: str, numbers: Sequence[float], level: float, count
     return Decision(word, reason, change, low, high, level, count, "seed")
 
 
-@lru_cache(maxsize=256)
-def _quantile(level: float, count: int) -> float:
-    return float(stats.t.ppf((1 + level) / 2, count - 1))
-
-
-def column(rows: Sequence[Mapping[str, Any]], name: str, number: Callable[[Any], float]) -> Floats:
+def column(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
     """One metric of many records, NaN where it is absent or no number."""
-    return np.array([number(row.get(name)) for row in rows], dtype=float)
+    values = [row.get(name) for row in rows]
+    if set(map(type, values)) != {float}:
+        values = [number(value) for value in values]
+    return np.array(values, dtype=float)
+
+
+def means(values: Floats, bounds: Sequence[tuple[int, int]]) -> list[float | None]:
+    """The mean of each slice [first, last) of ``values``, of slices one after the other; None where it is no number."""
+    if not len(values):
+        return [None] * len(bounds)
+    first = np.array([start for start, _ in bounds])
+    count = np.array([end - start for start, end in bounds])
+    total = np.add.reduceat(values, np.minimum(first, len(values) - 1))
+    with np.errstate(all="ignore"):
+        found = np.where(count > 0, total / count, np.nan)
+    return [value if math.isfinite(value) else None for value in found.tolist()]

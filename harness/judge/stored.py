@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from harness.judge.compare import Decision, decide_metric, holm, one_sided
 from harness.judge.comparison import Comparison, Outcome, Word
 from harness.judge.decide import Canary
 from harness.judge.matching import COLUMNS, PLACE_COLUMNS, match
-from harness.judge.paired import column, decide_many, read_objects
+from harness.judge.paired import column, decide_many, means, read_objects
 from harness.judge.standing import BOTH_SKIPPED, Columns, Standing
+from harness.judge.stats.bootstrap import Floats
 from harness.judge.stored_speed import Times
-from harness.records.shapes import number
 from harness.records.store import Run, RunInfo
 from harness.records.table import SAMPLE_COLUMNS
 
@@ -158,40 +159,48 @@ class _Work:
     def _trials(self, suite: str, name: str, places: Sequence[tuple[int, int]]) -> None:
         """All metrics of one experiment, at all its places."""
         experiment = self._experiment(suite, name)
+        pairs, bounds = self._pairs(places)
+        values = [read_objects(side.records["metrics"].to_numpy(dtype=object)[rows[pairs]].tolist())
+                  for side, rows in ((self.base, self.matches.base), (self.head, self.matches.head))]
+        directions = compared_metrics(experiment) if experiment else _scalars(values)
+        exact = experiment is not None and experiment.seeds == 1
+        for metric, better in directions.items():
+            base, head = (column(rows, metric) for rows in values)
+            self._decide(places, bounds, metric, better, base, head, exact)
+
+    def _pairs(self, places: Sequence[tuple[int, int]]) -> tuple[Any, list[tuple[int, int]]]:
+        """The pairs of the places that are ok on both sides, and where among them each place's lie."""
         pairs = np.concatenate([np.arange(first, last) for first, last in places])
         pairs = pairs[self.standing.ok[pairs]]
-        values = [read_objects(side.records["metrics"].iloc[rows[pairs]].tolist())
-                  for side, rows in ((self.base, self.matches.base), (self.head, self.matches.head))]
-        starts = np.searchsorted(pairs, [first for first, _ in places])
-        bounds = list(zip(starts.tolist(), [*starts[1:].tolist(), len(pairs)], strict=True))
-        directions = compared_metrics(experiment) if experiment else _scalars(values)
-        for metric, better in directions.items():
-            threshold = self.gate.threshold(suite, name, metric)
-            base, head = (column(rows, metric, number) for rows in values)
-            exact = experiment is not None and experiment.seeds == 1
-            decisions = decide_many(base, head, bounds, better, threshold, self.level, exact)
-            for (first, last), (begin, end), decision in zip(places, bounds, decisions, strict=True):
-                if decision is not None:
-                    alone = (last - first) - (end - begin)
-                    self._add(first, metric, better, threshold, decision, (base[begin:end], head[begin:end]), exact,
-                              f"{alone} seeds without a partner left out" if alone else "")
+        starts = np.searchsorted(pairs, [first for first, _ in places]).tolist()
+        return pairs, list(zip(starts, [*starts[1:], len(pairs)], strict=True))
 
-    def _add(
-        self, pair: int, metric: str, better: Direction, threshold: tuple[float, bool], decision: Decision,
-        sides: tuple[Any, Any], exact: bool, note: str = "",
+    def _decide(
+        self, places: Sequence[tuple[int, int]], bounds: Sequence[tuple[int, int]], metric: str, better: Direction,
+        base: Floats, head: Floats, exact: bool,
     ) -> None:
-        place = self._place(pair, metric)
-        place["gates"] = place["gates"] and better != "none"
-        base, head = (float(side.mean()) if np.isfinite(side).all() else None for side in sides)
-        item = Comparison(
-            **place, verdict=decision.word, reason=decision.reason, change=decision.change, low=decision.low,
-            high=decision.high, level=decision.level, n=decision.n, unit=decision.unit, relative=threshold[1],
-            detail="; ".join(text for text in (decision.detail, note) if text), threshold=threshold[0], better=better,
-            base=base, head=head,
-        )
-        if decision.word == "worse":
-            self._again[item.label] = lambda level: decide_metric(*sides, better, *threshold, level, exact)
-        self.found.append(item)
+        """One metric of one experiment; ``bounds`` say where the values of each place lie."""
+        suite, name = (self.standing.at(places[0][0], key) for key in ("suite", "experiment"))
+        threshold = self.gate.threshold(suite, name, metric)
+        decisions = decide_many(base, head, bounds, better, threshold, self.level, exact)
+        averages = zip(means(base, bounds), means(head, bounds), strict=True)
+        for (first, last), (begin, end), decision, average in zip(places, bounds, decisions, averages, strict=True):
+            if decision is None:
+                continue
+            place = self._place(first, metric)
+            place["gates"] = place["gates"] and better != "none"
+            alone = (last - first) - (end - begin)
+            notes = [decision.detail, f"{alone} seeds without a partner left out" if alone else ""]
+            item = Comparison(
+                **place, verdict=decision.word, reason=decision.reason, change=decision.change, low=decision.low,
+                high=decision.high, level=decision.level, n=decision.n, unit=decision.unit, relative=threshold[1],
+                detail="; ".join(text for text in notes if text), threshold=threshold[0], better=better,
+                base=average[0], head=average[1],
+            )
+            if decision.word == "worse":
+                sides = base[begin:end], head[begin:end]
+                self._again[item.label] = partial(_again, *sides, better, threshold, exact)
+            self.found.append(item)
 
     def _speeds(self, pairs: Sequence[int]) -> None:
         """Time and error of every speed cell's arms."""
@@ -199,15 +208,18 @@ class _Work:
                  for name, experiment in card.experiments.items() if experiment.fast_path}
         rows = self.standing.rows
         times = Times.read((self.base, self.head), rows, self.matches, self.standing.ok, peers)
+        experiments: dict[tuple[str, str], list[int]] = {}
         for pair in pairs:
-            suite, name = self.standing.at(pair, "suite"), self.standing.at(pair, "experiment")
-            base, head = (np.array([number(side["error"][of[pair]])])
+            experiments.setdefault((self.standing.at(pair, "suite"), self.standing.at(pair, "experiment")),
+                                   []).append(pair)
+        for (suite, name), mine in experiments.items():
+            base, head = (np.array([side["error"][of[pair]] for pair in mine], dtype=float)
                           for side, of in zip(rows, (self.matches.base, self.matches.head), strict=True))
-            if not (np.isnan(base) & np.isnan(head)).all():
-                threshold = self.gate.threshold(suite, name, "error")
-                decision = decide_metric(base, head, "lower", *threshold, self.level)
-                self._add(pair, "error", "lower", threshold, decision, (base, head), True)
-            self._time(pair, times, self.gate.threshold(suite, name, "time")[0])
+            places = [(pair, pair + 1) for pair in mine]
+            self._decide(places, [(index, index + 1) for index in range(len(mine))], "error", "lower", base, head, True)
+            zone = self.gate.threshold(suite, name, "time")[0]
+            for pair in mine:
+                self._time(pair, times, zone)
 
     def _time(self, pair: int, times: Times, zone: float) -> None:
         told = times.decide(pair, zone, self.level)
@@ -216,7 +228,13 @@ class _Work:
         item = Comparison(**place, verdict=told.decision.word, reason=told.decision.reason, threshold=told.zone,
                           base=told.base_ns, head=told.head_ns)
         self.found.append(told.decision.onto(item))
-        self._again[item.label] = lambda level: times.decide(pair, zone, level).decision
+        if self.gate_stored:
+            self._again[item.label] = lambda level: times.decide(pair, zone, level).decision
+
+
+def _again(base: Floats, head: Floats, better: Direction, threshold: tuple[float, bool], exact: bool,
+           level: float) -> Decision:
+    return decide_metric(base, head, better, *threshold, level, exact)
 
 
 def _scalars(values: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Direction]:

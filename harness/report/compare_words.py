@@ -15,7 +15,8 @@ _CHANGED = (*BAD, *GOOD)
 
 def worst_first(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """What fails first, then other bad words, good ones, inconclusive, incomparable, same; larger changes first."""
-    return sorted(comparisons, key=lambda item: (_rank(item), -_size(item), item.label))
+    return sorted(comparisons, key=lambda item: (_rank(item), -_size(item), item.suite, item.experiment,
+                                                    item.arm, item.metric))
 
 
 def _rank(item: Comparison) -> int:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
@@ -26,7 +26,7 @@ def t_interval(values: npt.ArrayLike, level: float) -> Bounds:
 
 def around(center: float, variance: float, freedom: float, level: float) -> Bounds:
     """center +- t_freedom sqrt(variance), where ``variance`` is that of the estimate itself."""
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance) if variance > 0 else 0.0
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance) if variance > 0 else 0.0
     return center - half, center + half
 
 
