@@ -70,7 +70,7 @@ class Machine:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but serial numbers, with the key, as stored in ``run.json``."""
-        found = {"key": self.key, **asdict(self)}
+        found = {"key": self.key, **asdict(self), "simd": list(self.simd)}
         found["devices"] = [{name: value for name, value in asdict(device).items()
                              if name != "uuid" and value is not None} for device in self.devices]
         return found
