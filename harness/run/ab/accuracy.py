@@ -125,9 +125,9 @@ def _of_arm(
         return
     good = [(base, head) for base, head in both if base.status == "ok"]
     if not good:
-        base, head = both[0]
-        loadable = not all((record.reason or "").startswith(CANNOT_LOAD) for record in (base, head))
-        yield said_of(cell, arm, ALL, "base_status" if loadable else "no_load", f"{base.status}: {base.reason}")
+        base, _ = both[0]
+        reason = "no_load" if (base.reason or "").startswith(CANNOT_LOAD) else "base_status"
+        yield said_of(cell, arm, ALL, reason, f"{base.status}: {base.reason}")
         return
     if any(base.data != head.data for base, head in good):
         yield said_of(cell, arm, ALL, "data", f"base {good[0][0].data}, head {good[0][1].data}")

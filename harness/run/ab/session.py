@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -81,38 +81,36 @@ def compare_revisions(
 
 @contextmanager
 def _engine(root: Path, machine: Machine, given: LocalEngine | None) -> Iterator[LocalEngine]:
-    """One zygote for both sides, so that equal code finds an equal process: the same addresses, the same heap.
-
-    It imports installed libraries and this harness alone; suites and what they import come from each job's own root.
-    Machine code that Numba keeps outlives the worktrees, whose names hold their commits.
-    """
     if given is not None:
         yield given
         return
-    folder = root / FOLDER
-    with LocalEngine(_only_harness(folder), machine.cores, _libraries(root), _setting(folder)) as engine:
+    with new_engine(root / FOLDER, machine.cores, _libraries(root)) as engine:
         yield engine
 
 
-def _only_harness(folder: Path) -> Path:
+def new_engine(folder: Path, slots: int, preload: Iterable[str] = ()) -> LocalEngine:
+    """One zygote for both sides, so that equal code finds an equal process: the same addresses, the same heap.
+
+    It imports installed libraries and this harness alone; suites and what they import come from each job's own root.
+    Machine code that Numba keeps in ``folder`` outlives the worktrees, whose names hold their commits.
+    """
     place = folder / "harness-only"
     place.mkdir(parents=True, exist_ok=True)
     link, target = place / "harness", Path(harness.__file__).resolve().parent
-    if not link.is_symlink() or link.resolve() != target:
+    if link.resolve() != target:
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-    return place
+    return LocalEngine(place, slots, preload, _setting(folder.resolve()))
 
 
 def _setting(folder: Path) -> dict[str, str]:
     theirs = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)
               if place and not any((Path(place) / name).exists() for name in _OURS)]
-    code = folder.resolve() / "numba"
+    code = folder / "numba"
     for path in code.rglob("*.nb?"):
         if path.stat().st_mtime < time.time() - _KEPT_CODE_S:
             path.unlink(missing_ok=True)
-    return {"PYTHONPATH": os.pathsep.join([str(folder.resolve() / "harness-only"), *theirs]),
-            "NUMBA_CACHE_DIR": str(code)}
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "harness-only"), *theirs]), "NUMBA_CACHE_DIR": str(code)}
 
 
 def _libraries(root: Path) -> set[str]:

@@ -119,6 +119,10 @@ class CellState:
             if self._faulty(arm):
                 yield self._broken(arm, number.gates), None
                 continue
+            data = self._other_data(arm)
+            if data is not None:
+                yield said_of(self.cells.head, arm, TIME, "data", data), None
+                continue
             comparison = _with_sides(said_of(self.cells.head, arm, TIME, "few_units", gates=number.gates), number)
             yield number.said().onto(comparison), number
             error = self._error(arm, gate)
@@ -131,9 +135,14 @@ class CellState:
         detail = "; ".join(f"{role} {fault}" for role, fault in faults.items())
         if BASE not in faults:
             return said_of(self.cells.head, arm, TIME, "head_status", detail, gates)
-        if all(fault.status == "crashed" and fault.cannot_load for fault in faults.values()):
-            return said_of(self.cells.head, arm, TIME, "no_load", detail)
-        return said_of(self.cells.head, arm, TIME, "base_status", detail)
+        return said_of(self.cells.head, arm, TIME, "no_load" if faults[BASE].cannot_load else "base_status", detail)
+
+    def _other_data(self, arm: str) -> str | None:
+        """What the sides' data are where they differ."""
+        for base, head in zip(self.records[BASE], self.records[HEAD], strict=True):
+            if arm in base and arm in head and base[arm].data != head[arm].data:
+                return f"base {base[arm].data}, head {head[arm].data}"
+        return None
 
     def _error(self, arm: str, gate: Gate) -> Metrics | None:
         """The largest error of each pair's proofs, both sides on the same inputs."""
@@ -153,6 +162,7 @@ class CellState:
 
 def measure_all(
     states: Sequence[CellState], measure: Measure, deadline_s: float, tell: Callable[[CellState, int, int], None],
+    now: Callable[[], float] = time.monotonic,
 ) -> None:
     """Breadth-first, one pair of every open cell after another, until all are decided or it is ``deadline_s``.
 
@@ -161,18 +171,18 @@ def measure_all(
     """
     left = [state for state in states if state.is_open]
     sweep = 0
-    while left and time.monotonic() < deadline_s:
+    while left and now() < deadline_s:
         for state in left:
-            if time.monotonic() >= deadline_s:
+            if now() >= deadline_s:
                 return
-            begin_s = time.monotonic()
+            begin_s = now()
             result = measure(state.cells, state.wanted(), state.attempts)
-            state.take(result, time.monotonic() - begin_s)
+            state.take(result, now() - begin_s)
             tell(state, sum(not item.is_open for item in states), len(states))
         sweep += 1
         left = [state for state in left if state.is_open]
         if sweep == 2:
-            left = _affordable(left, deadline_s - time.monotonic())
+            left = _affordable(left, deadline_s - now())
 
 
 def _affordable(states: Sequence[CellState], left_s: float) -> list[CellState]:

@@ -82,12 +82,14 @@ def _commit(root: Path, top: Path, name: str, role: str) -> str:
 def _snapshot(root: Path, top: Path) -> str:
     """The working tree as a commit that no branch has, new files included; ignored files and results are left out."""
     inside = root.resolve().relative_to(top.resolve())
-    keep_out = [f":(exclude,top){(inside / name).as_posix()}" for name in (RESULTS, FOLDER.parts[0])]
+    ours = [(inside / name).as_posix() for name in (RESULTS, FOLDER.parts[0])]
+    # What is ignored anyway may not be named: git takes that for a wish to add it.
+    keep_out = [f":(exclude,top){name}" for name in ours if not _is_ignored(top, name)]
     with tempfile.TemporaryDirectory(prefix="litmus-") as place:
         index = Path(place) / "index"
         known = Path(_git(top, "rev-parse", "--git-path", "index"))
         if (top / known).is_file():
-            shutil.copyfile(top / known, index)
+            shutil.copy2(top / known, index)  # its age tells git which files to look into
         setting = {**_NOBODY, "GIT_INDEX_FILE": str(index)}
         _git(top, "add", "--all", "--", ".", *keep_out, setting=setting)
         tree = _git(top, "write-tree", setting=setting)
@@ -95,6 +97,13 @@ def _snapshot(root: Path, top: Path) -> str:
         if tree == _git(top, "rev-parse", f"{head}^{{tree}}"):
             return head
         return _git(top, "commit-tree", tree, "-p", head, "-m", "The working tree", setting=setting)
+
+
+def _is_ignored(top: Path, name: str) -> bool:
+    try:
+        return bool(_git(top, "check-ignore", "--", name))
+    except LitmusError:
+        return False
 
 
 @contextmanager
