@@ -7,27 +7,22 @@ here: ``litmus run`` and ``litmus ab`` measure in pairs.
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.adapters.in_process import Proved, prove
 from harness.declare.catalog import find_root
 from harness.declare.suite import Suite
 from harness.plan.cell import Cell
 from harness.plan.machine import software, this_machine
 from harness.plan.plan import Request, make_plan
 from harness.records.record import Record
-from harness.run.check import InputSet
-from harness.run.measure.place import Place
 from harness.run.measure.threads import available_cores, limit_threads
-from harness.run.protocol import blank_record
-from harness.run.speed import Contender, run_speed
 
 _NOTED = ("error", "tolerance", "device", "peak_bytes", "workspace_bytes", "input_bytes", "bytes_moved", "flops")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -53,18 +48,6 @@ class Case:
         return f"{self.cell.label} on {self.cell.device}"
 
 
-@dataclass
-class Proved:
-    """A cell whose arms were held against the truth in this process: their records, and calls for those that are right.
-
-    A call runs the arm once, on the next of the rotating input sets, and returns when the result is there. On CUDA that
-    holds the launch and the wait, so it says what a caller meets, not what the kernel takes.
-    """
-
-    records: dict[str, Record] = field(default_factory=dict)
-    calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
-
-
 def speed_cases(root: Path, request: Request) -> list[Case]:
     """Every arm of every speed cell that ``request`` plans for this machine, arms of one cell in a row.
 
@@ -74,47 +57,6 @@ def speed_cases(root: Path, request: Request) -> list[Case]:
     reasons = {skip.cell.id: skip.reason for skip in plan.skipped}
     cells = [*plan.cells, *(skip.cell for skip in plan.skipped)]
     return [Case(cell, arm, reasons.get(cell.id)) for cell in cells if cell.kind == "speed" for arm in cell.arms]
-
-
-def prove(cell: Cell, suite: Suite) -> Proved:
-    """Prove the arms of ``cell`` as a worker would, on every input set and once more on new contents, untimed."""
-    proved = Proved()
-    if cell.device != "cpu":
-        from harness.run.measure.gpu import claim, unusable
-
-        reason = unusable(cell.device)
-        if reason is not None:
-            proved.records = {arm: blank_record(cell, arm, "skipped", reason) for arm in cell.arms}
-            return proved
-        claim(cell.device, int(cell.memory_gib * 2**30))
-    found: list[tuple[Sequence[Contender], Sequence[InputSet], Place]] = []
-
-    def keep(_: Cell, contenders: Sequence[Contender], sets: Sequence[InputSet], process: int, place: Place) -> None:
-        found.append((contenders, sets, place))
-
-    records: list[Record] = []
-    run_speed(cell, suite, 0, records.append, sample=keep)
-    proved.records = {record.arm: record for record in records}
-    for contenders, sets, place in found:
-        for item in contenders:
-            if proved.records[item.name].status == "ok":
-                proved.calls[item.name] = _call(item, sets, place)
-    return proved
-
-
-def _call(contender: Contender, sets: Sequence[InputSet], place: Place) -> Callable[[], Any]:
-    runs = itertools.cycle([partial(contender.arm.run, *drawn.inputs, *buffers)
-                            for drawn, buffers in zip(sets, contender.buffers, strict=True)])
-
-    def call() -> Any:
-        return next(runs)()
-
-    def call_and_wait() -> Any:
-        returned = next(runs)()
-        place.settle()
-        return returned
-
-    return call if contender.record.device == "cpu" else call_and_wait
 
 
 def noted(record: Record) -> dict[str, Any]:
@@ -144,7 +86,7 @@ class Bench:
             pytest.fail(f"{record.status}: {record.reason}\n{record.stderr_tail}".rstrip(), pytrace=False)
         limit_threads(case.cell.point.get("threads", 1))
         benchmark.extra_info.update(noted(record))
-        benchmark(self._proved.calls[case.arm])
+        benchmark(self._proved.call(case.arm))
         return record
 
     def proved(self, cell: Cell) -> Proved:
@@ -239,11 +181,9 @@ def pytest_benchmark_compare_machine_info(
 __all__ = [
     "Bench",
     "Case",
-    "Proved",
     "bench",
     "case",
     "noted",
-    "prove",
     "pytest_addoption",
     "pytest_benchmark_compare_machine_info",
     "pytest_benchmark_update_machine_info",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.adapters.in_process import prove
 from harness.adapters.pytest_benchmark import (
     Bench,
-    prove,
     pytest_benchmark_compare_machine_info,
     pytest_benchmark_update_machine_info,
     speed_cases,
@@ -81,8 +81,8 @@ def test_a_proof_gives_calls_for_the_right_arms_alone(project):
     assert {arm: record.status for arm, record in proved.records.items()} == {
         "right": "ok", "wrong": "wrong", "broken": "crashed", "absent": "skipped", "stale": "wrong",
     }
-    assert proved.calls.keys() == {"right"}
-    assert proved.calls["right"]() is None
+    assert proved.benches.keys() == {"right"} and len(proved.benches["right"].bound) == 2
+    assert proved.call("right")() is None
 
 
 def test_the_arms_of_a_cell_share_one_proof(project):

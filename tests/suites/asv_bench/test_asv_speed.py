@@ -49,10 +49,15 @@ def test_a_benchmark_is_proved_and_measured(benchmarks):
     benchmark = classes(benchmarks)["svd_free_dct_projection__transform"]()
     point, arm = benchmark.params[0][0], benchmark.params[1][0]
     benchmark.setup(point, arm)
-    assert benchmark.track_time(point, arm) > 0
+    before = benchmark.timer()
+    benchmark.time_call(point, arm)
+    one = benchmark.timer() - before
+    benchmark.time_call(point, arm)
+    two = benchmark.timer() - before - one
+    assert 1e-6 < one < 0.1 and 1e-6 < two < 0.1 and benchmark.taken == 2 * benchmark.calls
     assert 0 <= benchmark.track_error(point, arm) <= benchmark.record.tolerance
     assert benchmark.track_peak_bytes(point, arm) >= 0
-    assert (benchmark.track_time.unit, benchmark.track_peak_bytes.unit) == ("ns", "bytes")
+    assert (benchmark.track_error.unit, benchmark.track_peak_bytes.unit) == ("error", "bytes")
 
 
 class _Declared:
@@ -73,6 +78,14 @@ def _off_by_one(x, out):
     np.add(x, 1.0, out=out)
 
 
+def test_a_commit_whose_harness_is_older_is_skipped(benchmarks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "harness.adapters.in_process", None)
+    monkeypatch.setattr(benchmarks, "_PROVED", {})
+    benchmark = classes(benchmarks)["svd_free_dct_projection__transform"]()
+    with pytest.raises(NotImplementedError, match="this commit's harness"):
+        benchmark.setup(benchmark.params[0][0], "matmul")
+
+
 @pytest.mark.parametrize(
     ("arm", "error", "words"),
     [
@@ -84,6 +97,7 @@ def _off_by_one(x, out):
 )
 def test_an_absent_arm_is_skipped_and_a_bad_one_fails(benchmarks, monkeypatch, arm, error, words):
     monkeypatch.setattr("harness.run.worker.load_suite", lambda root, name: _Declared(arm))
+    monkeypatch.setattr(benchmarks, "_PROVED", {})
     benchmark = classes(benchmarks)["svd_free_dct_projection__transform"]()
     with pytest.raises(error, match=words):
         benchmark.setup(benchmark.params[0][0], "matmul")
