@@ -10,6 +10,7 @@ import typer
 
 from harness.cli.comparison import finish, known_format
 from harness.declare.catalog import Catalog, find_root
+from harness.judge.comparison import Outcome
 
 
 def compare(
@@ -31,15 +32,23 @@ def compare(
       litmus compare baseline latest
       litmus compare 20260131-090500-small latest --format markdown --out out/compare.md
     """
+    known_format(output)
+    collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of plain objects without cycles: collecting would take a fifth of the time
+    try:
+        outcome = _outcome(find_root(), (base, head), gate, gate_stored)
+    finally:
+        if collecting:
+            gc.enable()
+    finish(outcome, output, out)
+
+
+def _outcome(root: Path, names: tuple[str, str], gate: Path | None, gate_stored: bool) -> Outcome:
     from harness.declare.gate import load_gate
     from harness.judge.stored import Side, compare_stored
     from harness.records.store import resolve_pair
 
-    known_format(output)
-    gc.disable()  # hundreds of thousands of plain objects and no cycles: collecting would take a fifth of the time
-    root = find_root()
     rules = load_gate(root, gate)
-    runs = resolve_pair(root, base, head)
+    base, head = (Side.load(run) for run in resolve_pair(root, *names))
     cards = {entry.name: entry.card for entry in Catalog(root).entries}
-    sides = [Side.load(run) for run in runs]
-    finish(compare_stored(sides[0], sides[1], cards, rules, gate_stored), output, out)
+    return compare_stored(base, head, cards, rules, gate_stored)
