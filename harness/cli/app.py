@@ -7,7 +7,22 @@ from collections.abc import Callable
 
 import typer
 
-from harness.cli import ab, asv_export, compare, doctor, ls, new, report, repro, run, show, tune, validate, verdicts
+from harness.cli import (
+    ab,
+    asv_export,
+    compare,
+    doctor,
+    history,
+    ls,
+    new,
+    report,
+    repro,
+    run,
+    show,
+    tune,
+    validate,
+    verdicts,
+)
 from harness.cli.output import error_console
 from harness.errors import LitmusError
 
@@ -39,6 +54,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "validate": validate.validate, "new": new.new, "tune": tune.tune, "doctor": doctor.doctor, "repro": repro.repro,
     "compare": compare.compare,
     "asv-export": asv_export.asv_export,
+    "history": history.history,
     "ab": ab.ab,
 }
 for _name, _command in _COMMANDS.items():
