@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.adapters.in_process import Proved
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE_MS = 5
+SAMPLES, SAMPLE_MS = 7, 2
 
 
 class _Clock:
@@ -40,7 +40,7 @@ class _SpeedExperiment:
     points: dict[str, dict[str, Any]]
     timeout = 300
     # asv takes `repeat` samples in each of `rounds` processes, and between those of two commits it alternates.
-    rounds, repeat, number, warmup_time = 2, 5, 1, 0
+    rounds, repeat, number, warmup_time = 3, 5, 1, 0
     calls = taken = 0
 
     @staticmethod
@@ -78,15 +78,21 @@ class _SpeedExperiment:
         return prove(cell, load_suite(ROOT, self.entry.name))
 
     def time_call(self, point: str, arm: str) -> None:
-        """One of Litmus' samples, as many calls as fill ``SAMPLE_MS``; asv's clock goes on by the time of one call."""
+        """The median of some of Litmus' samples; asv's clock goes on by the time of one call.
+
+        The median keeps out what disturbs a sample or two; what lasts longer shows between asv's processes.
+        """
+        from statistics import median
+
         from harness.run.measure.rounds import HostTimer, calibrate
 
-        bench = self.proved.benches[arm]
+        bench, elapsed_ns = self.proved.benches[arm], []
         if self.calls == 0:
             self.calls = calibrate(bench, SAMPLE_MS * 1e6)
-        elapsed_ns = HostTimer().sample(bench, self.calls, self.taken, "")
-        self.taken += self.calls
-        _CLOCK.seconds += elapsed_ns / self.calls / 1e9
+        for _ in range(SAMPLES):
+            elapsed_ns.append(HostTimer().sample(bench, self.calls, self.taken, ""))
+            self.taken += self.calls
+        _CLOCK.seconds += median(elapsed_ns) / self.calls / 1e9
 
     def track_error(self, point: str, arm: str) -> float:
         """Distance from the float64 truth, as the suite measures it; 0 for a yardstick without a result."""
