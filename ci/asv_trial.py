@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = "svd_free_dct_projection__transform.time_call"
-# More processes than usual: asv asks for p < 0.002, and a process can have a slow stretch from end to end. Its test takes
-# samples of one process for independent, so on a machine where others work it may say anything: try it on an idle one.
+# More processes than usual: asv asks for p < 0.002, and a process can have a slow stretch from end to end. Its test
+# takes samples of one process for independent, so on a machine where others work it may say anything.
 ROUNDS = "rounds=4"
 SLOWED = "reference/kernels/project/__init__.py"
 # Half of the time that the call took, once more: 1.5x whatever the machine does.
