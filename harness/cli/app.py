@@ -23,7 +23,7 @@ from harness.cli import (
     validate,
     verdicts,
 )
-from harness.cli.output import error_console
+from harness.cli.output import error_console, harmless
 from harness.errors import LitmusError
 
 _HELP = """Puts machine-learning papers to the test: accuracy and speed in one record, verdicts computed.
@@ -89,11 +89,6 @@ def show_refusal(refusal: LitmusError) -> None:
     """Print a refusal on stderr; its first line is red on a terminal, plain elsewhere."""
     first, *rest = refusal.lines()
     console = error_console()
-    console.print(f"litmus: {_harmless(first)}", style="bold red", soft_wrap=True)
+    console.print(f"litmus: {harmless(first)}", style="bold red", soft_wrap=True)
     for line in rest:
-        console.print(_harmless(line), soft_wrap=True)
-
-
-def _harmless(text: str) -> str:
-    """``text`` without control characters: paths and values in it may be anyone's, and a terminal obeys some."""
-    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+        console.print(harmless(line), soft_wrap=True)

@@ -43,6 +43,11 @@ def tally(verdicts: Iterable[str | None]) -> Text:
     return Text(", ").join(parts) if parts else Text("-")
 
 
+def harmless(text: str) -> str:
+    """``text`` without control characters: names and reasons may be anyone's, and a terminal obeys some."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+
+
 def number(value: float | None) -> str:
     """Four significant digits; a dash for None."""
     return "-" if value is None else f"{value:.4g}"

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from harness.cli.options import runs_named
-from harness.cli.output import console, number, print_json, tally, verdict_text
+from harness.cli.output import console, harmless, number, print_json, tally, verdict_text
 from harness.declare.catalog import Catalog, Entry, find_root
 
 Verdict = Mapping[str, Any]
@@ -97,10 +97,10 @@ def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
         part = deciding_part(verdict) or {}
         estimate = part.get("estimate")
         table.add_row(
-            verdict_text(verdict["verdict"]), verdict["suite"], verdict["claim"],
+            verdict_text(verdict["verdict"]), verdict["suite"], harmless(verdict["claim"]),
             number(estimate["point"]) if estimate else "-",
             _interval(estimate) if estimate else "-",
-            str(estimate["n"]) if estimate else "-", part.get("supported_if") or "-",
+            str(estimate["n"]) if estimate else "-", harmless(part.get("supported_if") or "-"),
         )
     out = console()
     if found:
@@ -108,7 +108,7 @@ def print_verdicts(found: list[Verdict], unjudged: int = 0) -> None:
         out.print()
     for verdict in found:
         if verdict["verdict"] != "supported":
-            why = Text(f" {verdict['claim']}: {verdict['reason']}", style="default")
+            why = Text(harmless(f" {verdict['claim']}: {verdict['reason']}"), style="default")
             out.print(verdict_text(verdict["verdict"]) + why, soft_wrap=True)
     out.print(tally(verdict["verdict"] for verdict in found))
     if unjudged:

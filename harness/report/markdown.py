@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.records.store import Run
+from harness.report.compare_words import plain
 from harness.report.fast_paths import Block, fast_paths
 from harness.report.fast_rows import ArmResult, FastRow
 from harness.report.lines import Line, lines
@@ -18,6 +19,8 @@ from harness.report.numbers import digits_for, point_text, with_unit
 from harness.report.words import MARKS, VERDICTS, question_of
 
 LEGEND = " · ".join(f"{MARKS[verdict]} {verdict}" for verdict in VERDICTS)
+
+_LONGEST = 2000
 
 FAST_LEGEND = """# Fast paths
 
@@ -91,7 +94,7 @@ def _paper(line: Line) -> list[str]:
         text.append(f"Stale: {_text(result.stale)}.")
     text.append("")
     for name, statement, verdict, reason in line.claims:
-        text += [f"- **{MARKS[verdict]} {verdict}**: {_text(statement)} (`{name}`)", f"  - why: {_text(reason)}"]
+        text += [f"- **{MARKS[verdict]} {verdict}**: {_text(statement)} ({_code(name)})", f"  - why: {_text(reason)}"]
         text += [f"  - {_part(part, line, name)}" for part in verdicts.get(name, {}).get("parts", [])]
     return [*text, ""]
 
@@ -99,7 +102,7 @@ def _paper(line: Line) -> list[str]:
 def _part(part: dict[str, Any], line: Line, claim: str) -> str:
     place = ", ".join(item for item in (part["id"] if part["id"] != claim else "", point_text(part["point"])) if item)
     head = f"{_text(place)}: " if place else ""
-    rule = f"supported if `{part['supported_if']}`, refuted if `{part['refuted_if']}`"
+    rule = f"supported if {_code(part['supported_if'])}, refuted if {_code(part['refuted_if'])}"
     estimate = part["estimate"]
     if estimate is None or estimate["point"] is None:
         return f"{head}no estimate; {rule}"
@@ -167,5 +170,10 @@ def _unit(part: dict[str, Any], line: Line, claim: str) -> str:
 
 def _text(text: str) -> str:
     """``text`` as it is read, in a table or a list: no markup, no cell border, no line break."""
-    flat = " ".join(str(text).split())
+    flat = plain(text, _LONGEST)
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _code(text: str) -> str:
+    """``text`` as code: on one line, without what would end it."""
+    return "`" + plain(text, _LONGEST).replace("`", "'") + "`"

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.judge.tidy import objects
+from harness.records.shapes import number
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -54,7 +57,7 @@ def trial_rows(records: pd.DataFrame, scalars: Sequence[str]) -> list[TrialRow]:
     rows = []
     for (point, device, arm), seeds in _by_place(records).items():
         for metric in scalars:
-            found = [float(item[metric]) for item in seeds if isinstance(item.get(metric), int | float)]
+            found = [number(item[metric]) for item in seeds if isinstance(item.get(metric), int | float)]
             if found:
                 finite = [value for value in found if math.isfinite(value)]
                 mean, low, high = mean_interval(finite)
@@ -68,7 +71,8 @@ def curve_rows(records: pd.DataFrame, series: Sequence[str]) -> list[CurveRow]:
     rows = []
     for (point, device, arm), seeds in _by_place(records).items():
         for metric in series:
-            found = [item[metric] for item in seeds if isinstance(item.get(metric), list) and item[metric]]
+            found = [[number(value) for value in item[metric]] for item in seeds
+                     if isinstance(item.get(metric), list) and item[metric]]
             if found:
                 step, low, middle, high = _band(found)
                 rows.append(CurveRow(json.loads(point), device, arm, metric, len(found), step, low, middle, high))
@@ -91,8 +95,9 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 def _by_place(records: pd.DataFrame) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     kept = records.loc[(records["status"] == "ok").to_numpy()]
     places: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for point, device, arm, metrics in zip(kept["point"], kept["device"], kept["arm"], kept["metrics"], strict=True):
-        places.setdefault((str(point), str(device), str(arm)), []).append(json.loads(metrics))
+    metrics = objects(kept["metrics"])
+    for point, device, arm, found in zip(kept["point"], kept["device"], kept["arm"], metrics, strict=True):
+        places.setdefault((str(point), str(device), str(arm)), []).append(found)
     return places
 
 

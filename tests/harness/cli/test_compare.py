@@ -157,7 +157,7 @@ MANY = [trial(n=n, seed=seed) for n in range(40) for seed in range(5)]
 
 
 def moved(item):
-    """The last of 40 moved by 2.6 %, its interval beyond 1 % by itself but not among 40; the rest in the last digits."""
+    """The last of 40 moved by 2.6 %, beyond 1 % by itself but not among 40; the rest in the last digits."""
     ups = (1.02, 1.03, 1.015, 1.035, 1.03) if item.point == {"n": 39} else [1 + 1e-9 * seed for seed in range(5)]
     return item.metrics["loss"] * ups[item.seed]
 
