@@ -93,7 +93,7 @@ def _series(root: Path, suite: str, runs: Sequence[Run]) -> list[Series]:
     found = History(_cards(root))
     for run in runs:
         if (run.folder / RECORDS_FILE).is_file():
-            found.add(run, run.records(COLUMNS), suite)
+            found.add(run, run.records(COLUMNS), (suite,))
     series = found.series(suite)
     if not series:
         raise _TooFew("no two runs measured the same thing", where=root / "results", key=suite,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,15 +126,15 @@ class History:
         self._moments: dict[tuple[str, str], dict[str, tuple[Moment, set[str]]]] = {}
         self._found: dict[Place, dict[str, Measured]] = {}
 
-    def add(self, run: Run, records: pd.DataFrame, suite: str | None = None) -> None:
-        """Take in a run's records (:data:`harness.judge.measured.COLUMNS`), of one suite only where one is named.
+    def add(self, run: Run, records: pd.DataFrame, only: Collection[str] | None = None) -> None:
+        """Take in a run's records (:data:`harness.judge.measured.COLUMNS`), of some suites only where they are named.
 
         Raises LitmusError where they are damaged.
         """
         info = run.info
         machine = machine_of(run)
-        if suite is not None:
-            records = records[records["suite"].isin([suite, CANARY])]
+        if only is not None:
+            records = records[records["suite"].isin([*only, CANARY])]
         moment = Moment(run.id, info.started_at, info.commit, info.dirty, info.software)
         suites = {str(name) for name in records["suite"].unique()} - {CANARY}
         self._moments.setdefault((machine, info.profile), {})[run.id] = (moment, suites)

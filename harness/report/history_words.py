@@ -55,7 +55,12 @@ def why_text(series: Series, change: ChangePoint) -> list[str]:
         else:
             told.append(f"the machine did not do it: what runs beside it and is the same code moved by {moved}")
     if not series.ours:
-        told.append("a peer or yardstick: the suite does not own its code")
+        told.append("the suite does not own its code: the machine or a library changed")
     if change.software:
         told.append("software: " + ", ".join(change.software))
     return told
+
+
+def plain_text(text: str) -> str:
+    """Plotly reads tags in its texts; names are no tags."""
+    return text.replace("&", "&amp;").replace("<", "&lt;")

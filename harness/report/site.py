@@ -13,12 +13,14 @@ import jinja2
 
 from harness import __version__
 from harness.errors import LitmusError
+from harness.judge.history import History
 from harness.records.store import Run
 from harness.records.table import DEFAULT_COLUMNS, SAMPLE_COLUMNS
 from harness.report import numbers, words
 from harness.report.failures import Failure, failures
 from harness.report.fast_paths import fast_paths
 from harness.report.fast_rows import WORKSPACE_SLACK_BYTES
+from harness.report.history import has_history, parts
 from harness.report.lines import Line, Result, date_text, lines
 from harness.report.paper import PaperPage, paper_page
 
@@ -46,7 +48,11 @@ def build(root: Path, runs: Sequence[Run], out: Path) -> Path:
         writer.templates.globals["ops"] = [op.name for op in ops]
         if ops:
             writer.page("fast-paths.html", "fast-paths.html.j2", found=ops)
-        failed = _write_papers(root, found, writer)
+        past = History({line.suite: line.card for line in found if line.card})
+        failed = _write_papers(root, found, writer, past)
+        for line in filter(has_history, found):
+            own = parts(line, past.series(line.suite))
+            writer.page(history_path(line.suite), "history.html.j2", line=line, sections=own)
         writer.page("failures.html", "failures.html.j2", groups=failed, total=sum(item.count for item in failed),
                     statuses=_status_counts(failed))
         writer.page("index.html", "index.html.j2", **_index(found, runs), failed=failed)
@@ -61,6 +67,11 @@ def paper_path(suite: str, result: Result | None, line: Line) -> str:
     if result is None or result is line.newest:
         return f"papers/{suite}.html"
     return f"papers/{suite}@{result.run.machine}@{result.run.id}.html"
+
+
+def history_path(suite: str) -> str:
+    """Where the history of a suite is, below the site's folder."""
+    return f"history/{suite}.html"
 
 
 class _Writer:
@@ -78,7 +89,7 @@ class _Writer:
         )
         self.templates.globals.update(
             generator=GENERATOR, version=__version__, marks=words.MARKS, verdicts=words.VERDICTS, paper_path=paper_path,
-            digits=numbers.digits_for, slack=WORKSPACE_SLACK_BYTES)
+            history_path=history_path, has_history=has_history, digits=numbers.digits_for, slack=WORKSPACE_SLACK_BYTES)
         _copy_assets(out / "assets")
 
     def page(self, name: str, template: str, **context: Any) -> None:
@@ -89,13 +100,19 @@ class _Writer:
         path.write_text(self.templates.get_template(template).render(up=up, **context), encoding="utf-8")
 
 
-def _write_papers(root: Path, found: Sequence[Line], writer: _Writer) -> list[Failure]:
-    """Write every paper's pages, one run's records in memory at a time; returns all failures, newest run first."""
+def _write_papers(root: Path, found: Sequence[Line], writer: _Writer, past: History) -> list[Failure]:
+    """Write every paper's pages, one run's records in memory at a time; returns all failures, newest run first.
+
+    Runs of suites that have a history go into ``past``.
+    """
     failed: list[Failure] = []
     for run, pairs in _by_run(found):
         records = _records(run)
         own = failures(run, records) if records is not None else []
         failed += own
+        lasting = [line.suite for line, _ in pairs if has_history(line)]
+        if records is not None and lasting:
+            past.add(run, records, lasting)
         by_suite = _split(records)
         for line, result in pairs:
             page = paper_page(root, line, result, by_suite.get(line.suite),
@@ -172,7 +189,7 @@ def _refuse_foreign(out: Path) -> None:
 
 def _clear(out: Path) -> None:
     """Remove an earlier report's pages, so that no page of a suite that is gone stays behind."""
-    for name in ("papers", "assets"):
+    for name in ("papers", "history", "assets"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
     (out / "fast-paths.html").unlink(missing_ok=True)

@@ -19,7 +19,17 @@
     };
   }
 
+  const CHANGES = { "change-worse": "--refuted", "change-better": "--supported", "change-changed": "--inconclusive", "change-machine": "--soft", "change-peer": "--soft", cut: "--soft" };
+
+  // Change points and cuts of a history; those that are not ours are dotted, for the colour alone does not tell.
+  function boundary(item) {
+    const ink = colour(CHANGES[item.name]);
+    const dash = item.name === "cut" ? "longdash" : ["change-machine", "change-peer"].includes(item.name) ? "dot" : "solid";
+    return { ...item, layer: "below", line: { color: ink, width: 1.5, dash }, label: { ...item.label, font: { size: 11, color: ink } } };
+  }
+
   function shape(item) {
+    if (item.name in CHANGES) return boundary(item);
     const limit = item.name === "limit";
     const equal = item.name === "equal";
     return {
@@ -55,7 +65,7 @@
 
   function thinned(axis, width) {
     if (!axis.ticktext) return {};
-    const every = Math.ceil(axis.ticktext.length * 44 / width);
+    const every = Math.ceil(axis.ticktext.length * (axis.room || 44) / width);
     const keep = (_, index) => (axis.ticktext.length - 1 - index) % every === 0;
     return { tickvals: axis.tickvals.filter(keep), ticktext: axis.ticktext.filter(keep) };
   }

@@ -50,7 +50,7 @@ class Past:
     def series(self, suite=SUITE):
         history = History({SUITE: self.card})
         for run in self.runs:
-            history.add(run, run.records(COLUMNS), SUITE)
+            history.add(run, run.records(COLUMNS), (SUITE,))
         return {(item.place.arm, item.place.metric): item for item in history.series(suite)}
 
 
