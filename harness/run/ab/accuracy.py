@@ -32,7 +32,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Metrics:
-    """One metric of one arm at one point on both sides, paired by seed in the same order."""
+    """One metric of one arm at one point on both sides, paired by the comparison's unit in the same order."""
 
     comparison: Comparison
     base: Floats
@@ -42,7 +42,7 @@ class Metrics:
         """The comparison with its word."""
         item = self.comparison
         said = decide_metric(self.base, self.head, item.better, item.threshold, item.relative, level)
-        return said.onto(item)
+        return replace(said.onto(item), unit=item.unit)
 
 
 @dataclass

@@ -253,6 +253,7 @@ class _Session:
         if isinstance(number, Number):
             return number.rule.again(number.rounds, level)
         if isinstance(number, Metrics):
-            return decide_metric(number.base, number.head, comparison.better, comparison.threshold,
+            said = decide_metric(number.base, number.head, comparison.better, comparison.threshold,
                                  comparison.relative, level)
+            return replace(said, unit=comparison.unit)
         raise LitmusError("no numbers behind this comparison", value=comparison.label)

@@ -155,7 +155,7 @@ class CellState:
         cell = self.cells.head
         threshold, relative = gate.threshold(cell.suite, cell.experiment, ERROR)
         gates = gate.gates(cell.suite, cell.experiment, arm, ERROR)
-        comparison = said_of(cell, arm, ERROR, "few_units", gates=gates)
+        comparison = replace(said_of(cell, arm, ERROR, "few_units", gates=gates), unit="process")
         sides = known[:, 0], known[:, 1]
         return Metrics(_replaced(comparison, threshold, relative, *(side.mean() for side in sides)), *sides)
 

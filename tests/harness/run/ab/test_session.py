@@ -54,6 +54,7 @@ def test_a_larger_error_that_the_tolerance_allows_is_worse(repository, compare, 
     repository.change("2.0,", "2.001,", "reference/numbers.py")
     outcome = compare(repository, "HEAD", ".", "y:s")
     assert words(outcome)["x/y:s a error"] == ("worse", "beyond_zone")
+    assert {item.unit for item in outcome.comparisons if item.metric == "error"} == {"process"}
     assert outcome.exit_code == 1
 
 
