@@ -122,8 +122,8 @@ def decide_unpaired(base: tuple[float, float, int], head: tuple[float, float, in
     if count < 2:
         return Decision("inconclusive", "few_units", math.expm1(center) if count else None, None, None, level, count,
                         "process", f"{count} process a side gives no interval")
-    parts = var_b / n_b, var_h / n_h
-    total = sum(parts)
-    freedom = total**2 / (parts[0] ** 2 / (n_b - 1) + parts[1] ** 2 / (n_h - 1)) if total > 0 else 1.0
+    total = var_b / n_b + var_h / n_h
+    share = var_b / n_b / total if total > 0 else 1.0
+    freedom = 1 / (share**2 / (n_b - 1) + (1 - share) ** 2 / (n_h - 1))
     bounds = around(center, total, freedom, level) if math.isfinite(total) else UNBOUNDED
     return speed_word(center, *bounds, zone, level, count)
