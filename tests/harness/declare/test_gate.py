@@ -76,7 +76,7 @@ def test_a_bad_gate_is_refused_with_its_place(text, key, message, expected):
     ("exception", "key", "expected"),
     [
         ("at: softmax/tow_pass_softmax, gates: no", "at", "two_pass_softmax"),
-        ("at: 'two_pass_softmax:row', gates: no", "at", "did you mean 'rows'?"),
+        ("at: 'two_pass_softmax:row', gates: no", "at", "did you mean 'rows'"),
         ("at: two_pass_softmax, arms: [torsh], gates: no", "arms", "'torch'"),
         ("at: galore, metrics: [val_los], threshold: 1", "metrics", "did you mean 'val_loss'"),
     ],
