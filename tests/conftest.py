@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _subnormals_count():
-    """A suite may let torch flush subnormals for its process. In a run that is a worker; here it would be every test."""
+    """A suite may let torch flush subnormals for its process: in a run a worker, here all later tests."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None:
