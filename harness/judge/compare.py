@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from harness.judge.comparison import BAD, Comparison, Word
 from harness.judge.stats.bootstrap import Floats
@@ -221,11 +220,17 @@ def one_sided(comparisons: Sequence[Comparison]) -> str | None:
     slower = sum(low is not None and low > 0 for low, _ in bounds)
     faster = sum(high is not None and high < 0 for _, high in bounds)
     moved = slower + faster
-    if moved < _SIDED_LEAST or stats.binomtest(slower, moved).pvalue >= _SIDED_P:
+    if moved < _SIDED_LEAST or _sign_test(slower, moved) >= _SIDED_P:
         return None
     most, word = (slower, "slower") if slower > faster else (faster, "faster")
     return (f"{most} of the {moved} times that moved got {word}: rather than so many separate changes, suspect one "
             "cause common to all, such as the machine, the build or the environment of one side")
+
+
+def _sign_test(slower: int, moved: int) -> float:
+    from scipy import stats  # half a second to import, and seldom needed
+
+    return float(stats.binomtest(slower, moved).pvalue)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from harness.judge.stats.intervals import UNBOUNDED, Bounds, around, median_interval
 
@@ -53,6 +52,8 @@ def bootstrap_interval(
         return UNBOUNDED
     if data[0] == data[-1]:
         return float(data[0]), float(data[0])
+    from scipy import stats  # half a second to import, and needed here alone
+
     found = stats.bootstrap(
         (data,), _STATISTICS[statistic], n_resamples=resamples, confidence_level=level, method=method, vectorized=True,
         rng=rng_for(len(data)),

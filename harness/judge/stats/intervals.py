@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-math.inf, math.inf)
@@ -37,7 +38,7 @@ def wilson(successes: int, n: int, level: float) -> Bounds:
     """
     if n == 0:
         return 0.0, 1.0
-    found = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    found = _stats().binomtest(successes, n).proportion_ci(level, method="wilson")
     return float(found.low), float(found.high)
 
 
@@ -51,7 +52,7 @@ def median_interval(values: npt.ArrayLike, level: float) -> Bounds:
     n = len(data)
     if n == 0 or np.isnan(data).any():
         return UNBOUNDED
-    r = int(stats.binom.ppf((1 - level) / 2, n, 0.5))  # the smallest r with P(B <= r) >= (1 - level) / 2
+    r = int(_stats().binom.ppf((1 - level) / 2, n, 0.5))  # the smallest r with P(B <= r) >= (1 - level) / 2
     return (float(data[r - 1]), float(data[n - r])) if r > 0 else UNBOUNDED
 
 
@@ -65,6 +66,13 @@ def spearman_interval(rho: float, n: int, level: float) -> Bounds:
         return -1.0, 1.0
     if abs(rho) >= 1:
         rho = math.copysign(1 - 1e-9, rho)
-    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
+    half = float(special.ndtri((1 + level) / 2)) * math.sqrt((1 + rho * rho / 2) / (n - 3))
     z = math.atanh(rho)
     return math.tanh(z - half), math.tanh(z + half)
+
+
+def _stats() -> Any:
+    """``scipy.stats``, which takes half a second to import: t intervals need not wait for it."""
+    from scipy import stats
+
+    return stats
