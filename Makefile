@@ -24,7 +24,7 @@ bench: venv  ## run the suites, print the verdicts, write the report   [PROFILE 
 	exit $$status
 
 test: venv  ## run the tests; speed cells are proved, not timed   [ARGS="-k card"]
-	$(PY) -m pytest --benchmark-disable $(ARGS)
+	$(PY) -m pytest --benchmark-disable -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 benchmarks: venv  ## time every speed cell with pytest-benchmark   [PROFILE=smoke SUITES DEVICE ARGS]
 	$(PY) -m pytest tests/benchmarks --benchmark-only --litmus-profile=$(if $(filter file,$(origin PROFILE)),smoke,$(PROFILE)) \
