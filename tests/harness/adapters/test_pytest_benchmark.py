@@ -34,7 +34,9 @@ def session(project):
         stored = project / "stored.json"
         words = [sys.executable, "-m", "pytest", "-q", "-rsf", "-p", "no:cacheprovider", f"--rootdir={project}",
                  f"--benchmark-json={stored}", "--benchmark-max-time=0.002", "--benchmark-min-rounds=2", *options]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # Not a worker of the session that runs this test, or pytest-benchmark would time nothing.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        environment = {**own, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([*words, str(project)], capture_output=True, text=True, check=False, cwd=project,
                               env=environment, timeout=120)
         text = stored.read_text() if stored.exists() else ""
