@@ -89,16 +89,16 @@ def panel_rows(m: int, n: int) -> int:
 def workspace_bytes(m: int, k: int, n: int, *, into: bool, contiguous: bool = True) -> int:
     """What a float32 product on the CPU allocates beyond A, B and its result or ``out`` (``into``).
 
-    ``contiguous`` is about A: of any other, rows are copied. A panel counts twice: the allocator may place it beside
-    the one before, which was just freed. B is packed block by block in buffers of bounded size that both libraries keep
-    from call to call; they are not counted.
+    ``contiguous`` is about A: of any other, rows are copied. A panel counts three times: oneDNN allocates each, and the
+    allocator may place one beside the two before, which were just freed. B is packed block by block in buffers of
+    bounded size that both libraries keep from call to call; they are not counted.
     """
     if route_of(m, k, n, torch.float32, torch.device("cpu")) == "torch":
         return 0
     rows = panel_rows(m, n)
     if not contiguous and _turned(m, k, n):
         return 4 * n * (k + m)
-    panels = 2 * rows * n if into and rows < m else rows * n if into else 0
+    panels = 3 * rows * n if into and rows < m else rows * n if into else 0
     return 4 * (panels + (0 if contiguous else (rows if into else m) * k))
 
 
