@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.plan.budget import side_by_side
 from harness.plan.cell import Cell
 from harness.records.record import Record
 from harness.run.engine.base import Engine
@@ -33,6 +35,28 @@ class _Attempt:
     def left(self, arms: Sequence[str]) -> list[str]:
         """Those of ``arms`` that it did not record."""
         return [arm for arm in arms if arm not in self.records]
+
+
+def trial_lane(engine: Engine, cells: Iterable[Cell], run: Callable[[Cell], None]) -> None:
+    """``run`` every cell, as many side by side as the engine has slots; those of a CUDA device one after another.
+
+    The first error cancels the engine and is raised once nothing runs any more.
+    """
+
+    def in_turn(group: Sequence[Cell]) -> None:
+        for cell in group:
+            run(cell)
+
+    with ThreadPoolExecutor(engine.slots, thread_name_prefix="lane") as pool:
+        futures = [pool.submit(in_turn, group) for group in side_by_side(cells)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            engine.cancel()
+            for future in futures:
+                future.cancel()
+            raise
 
 
 def run_cell(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import LitmusError
-from harness.plan.budget import Durations, breadth_first, fit, side_by_side
+from harness.plan.budget import Durations, breadth_first, fit
 from harness.plan.cell import Cell
 from harness.plan.code import library_modules
 from harness.plan.machine import Machine, this_machine
@@ -30,7 +30,7 @@ from harness.run.engine.local import LocalEngine
 from harness.run.interrupt import until_interrupted
 from harness.run.journal import Journal, latest
 from harness.run.judging import EarlyVerdicts, judge_folder
-from harness.run.lanes import Cancelled, run_cell
+from harness.run.lanes import Cancelled, run_cell, trial_lane
 from harness.run.oracles import ask
 from harness.run.progress import Progress
 from harness.run.protocol import blank_record
@@ -140,7 +140,7 @@ class _Session:
                 self._timing_lane([cell for cell in todo if cell.kind == "speed"])
                 for suite in self._early.timing_is_over():
                     self._judge_early(suite)
-                self._trial_lane([cell for cell in todo if cell.kind == "trial"])
+                trial_lane(self.engine, [cell for cell in todo if cell.kind == "trial"], self._one)
             except Cancelled:
                 self.interrupted = True
             finally:
@@ -200,7 +200,8 @@ class _Session:
             yardsticks.canary(occasion, devices)
         if not self.info.ceilings:
             self._tell(ceilings=yardsticks.ceilings(planned))
-        self._in_turn(cells)
+        for cell in cells:
+            self._one(cell)
         yardsticks.canary(occasion + 1, devices)
         self._tell(canary=Yardsticks.summary(self._records.values()))
 
@@ -208,23 +209,6 @@ class _Session:
         """Update run.json at once: a run that is killed later keeps it."""
         self.info = self.info.model_copy(update=changes)
         write_run_info(self.folder, self.info)
-
-    def _trial_lane(self, cells: list[Cell]) -> None:
-        """Trial cells side by side, one thread each; those of a CUDA device one after another."""
-        with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="lane") as pool:
-            futures = [pool.submit(self._in_turn, group) for group in side_by_side(cells)]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                self.engine.cancel()
-                for future in futures:
-                    future.cancel()
-                raise
-
-    def _in_turn(self, cells: Sequence[Cell]) -> None:
-        for cell in cells:
-            self._one(cell)
 
     def _one(self, cell: Cell) -> None:
         left, estimate_s = self._left(cell), self.durations.estimate_s(cell)

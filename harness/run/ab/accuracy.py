@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -17,13 +16,12 @@ from harness.declare.gate import Gate, compared_metrics
 from harness.judge.compare import decide_metric
 from harness.judge.comparison import Comparison
 from harness.judge.stats.bootstrap import Floats
-from harness.plan.budget import side_by_side
 from harness.plan.cell import Cell
 from harness.records.record import Record
 from harness.run.ab.identity import ALL, said_of
 from harness.run.ab.pair import BASE, HEAD, ROLES, CellPair
 from harness.run.engine.base import Engine
-from harness.run.lanes import run_cell
+from harness.run.lanes import run_cell, trial_lane
 from harness.run.protocol import CANNOT_LOAD
 
 LEVEL = 0.95
@@ -56,31 +54,18 @@ class _Lane:
 
     def run(self, pairs: Sequence[CellPair], tell: Callable[[CellPair], None]) -> None:
         """All of them, as many side by side as the engine has slots. Raises Cancelled."""
-        number = {id(pair.cell(role)): (index, role) for index, pair in enumerate(pairs) for role in ROLES}
-        groups = side_by_side([pair.cell(role) for pair in pairs for role in ROLES])
-        with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="ab-trials") as pool:
-            futures = [pool.submit(self._in_turn, [(cell, *number[id(cell)]) for cell in group], pairs, tell)
-                       for group in groups]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                self.engine.cancel()
-                for future in futures:
-                    future.cancel()
-                raise
+        place = {id(pair.cell(role)): (index, role) for index, pair in enumerate(pairs) for role in ROLES}
 
-    def _in_turn(
-        self, cells: Sequence[tuple[Cell, int, str]], pairs: Sequence[CellPair], tell: Callable[[CellPair], None]
-    ) -> None:
-        for cell, index, role in cells:
-            records: dict[str, Record] = {}
-            arms = _shared_arms(pairs[index])
-            run_cell(self.engine, pairs[index].roots[role], cell, arms, partial(_keep, records), self.note)
+        def one(cell: Cell) -> None:
+            index, role = place[id(cell)]
+            pair, records = pairs[index], dict[str, Record]()
+            run_cell(self.engine, pair.roots[role], cell, _shared_arms(pair), partial(_keep, records), self.note)
             with self.lock:
                 self.found[index, role] = records
                 if all((index, each) in self.found for each in ROLES):
-                    tell(pairs[index])
+                    tell(pair)
+
+        trial_lane(self.engine, [pair.cell(role) for pair in pairs for role in ROLES], one)
 
 
 def _keep(records: dict[str, Record], record: Record) -> None:
