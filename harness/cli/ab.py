@@ -29,6 +29,7 @@ def ab(
     budget: Annotated[str, typer.Option(help="Bound of the timing, such as 3m; trials come on top.")] = "3m",
     output: Annotated[str, typer.Option("--format", help="table, markdown, json or junit.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Write it to this file, too.")] = None,
+    install: Annotated[bool, typer.Option("--install", help="Give each side the libraries that it asks for.")] = False,
 ) -> None:
     """Compare two revisions: times measured in turns on this machine, accuracy paired by seed, oracles first.
 
@@ -42,13 +43,14 @@ def ab(
       litmus ab HEAD . two_pass_softmax
       litmus ab v1.0 main 'softmax/*' --profile small --budget 20m
       litmus ab main HEAD --format markdown --out comparison.md
+      litmus ab v1.0 main --install
     """
     from harness.run.ab.session import AbOptions, compare_revisions
     from harness.run.lanes import Cancelled
 
     root = find_root()
     options = AbOptions(tuple(selectors or ()), everything, parse_profile(profile), parse_budget(budget) or 0.0,
-                        load_gate(root))
+                        load_gate(root), install=install)
     known_format(output)
     try:
         outcome = compare_revisions(root, base, head, options, PlainSteps())

@@ -92,7 +92,7 @@ class Outcome:
     """All comparisons of two sides with what must be known to trust them.
 
     ``alarms`` are sentences about the whole: a canary that tripped (then ``canary_failed``), or changes that go one way
-    only. ``base`` and ``head`` name the sides (commit or run).
+    only. ``notes`` are sentences without a judgement. ``base`` and ``head`` name the sides (commit or run).
     """
 
     base: str
@@ -101,6 +101,7 @@ class Outcome:
     alarms: tuple[str, ...] = ()
     canary_failed: bool = False
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -118,6 +119,6 @@ class Outcome:
         """Every field, for JSON."""
         return {
             "base": self.base, "head": self.head, "exit_code": self.exit_code, "alarms": list(self.alarms),
-            "canary_failed": self.canary_failed, "seconds": self.seconds,
+            "notes": list(self.notes), "canary_failed": self.canary_failed, "seconds": self.seconds,
             "comparisons": [item.to_dict() for item in self.comparisons],
         }

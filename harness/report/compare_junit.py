@@ -36,8 +36,9 @@ def render(outcome: Outcome) -> str:
     if outcome.canary_failed:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "litmus", "name": "canary"})
         ElementTree.SubElement(case, "error", {"type": "canary", "message": _text("; ".join(outcome.alarms))})
-    if outcome.alarms:
-        ElementTree.SubElement(suite, "system-out").text = _text("\n".join([headline(outcome), *outcome.alarms]))
+    if outcome.alarms or outcome.notes:
+        said = [headline(outcome), *outcome.alarms, *outcome.notes]
+        ElementTree.SubElement(suite, "system-out").text = _text("\n".join(said))
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 

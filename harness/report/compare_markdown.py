@@ -29,6 +29,7 @@ def render(outcome: Outcome) -> str:
     parts = [f"### {'✅' if outcome.exit_code == 0 else '❌'} {escape(headline(outcome), 300)}", ""]
     parts += [f"> [!WARNING]\n> {escape(alarm, 600)}\n" for alarm in outcome.alarms]
     parts += [f"{escape(outcome.base)} → {escape(outcome.head)}: {escape(counts(outcome.comparisons), 600)}.", ""]
+    parts += [f"{escape(note, 600)}\n" for note in outcome.notes]
     ordered = worst_first(outcome.comparisons)
     changed = [item for item in ordered if is_change(item)]
     rest = [item for item in ordered if not is_change(item)]

@@ -32,6 +32,7 @@ def render(outcome: Outcome, *, most_rows: int = _MOST_ROWS) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(f"{plain(outcome.base)} → {plain(outcome.head)}", style="bold")]
     parts += [Text(f"alarm: {plain(alarm, 600)}", style="bold red") for alarm in outcome.alarms]
+    parts += [Text(plain(note, 600)) for note in outcome.notes]
     rows = [item for item in worst_first(outcome.comparisons)
             if is_change(item) or (item.gates and item.verdict == "inconclusive")]
     if rows:

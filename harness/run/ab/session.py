@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-import harness
 from harness.declare.card import Profile
 from harness.declare.gate import Gate
 from harness.errors import LitmusError
@@ -23,6 +21,8 @@ from harness.plan.machine import Machine, this_machine
 from harness.plan.plan import Request
 from harness.run.ab.accuracy import LEVEL, Metrics, compare_trials, run_trials
 from harness.run.ab.canary import Canary
+from harness.run.ab.engines import TwoEngines, new_engine
+from harness.run.ab.environments import Environment, differences, environments
 from harness.run.ab.identity import Matched, arms_of_ours, match, whole
 from harness.run.ab.pair import BASE, HEAD, CellPair, PairResult, measure_pair
 from harness.run.ab.timing import TIME, CellState, Number, measure_all
@@ -33,8 +33,8 @@ from harness.run.oracles import ask
 from harness.run.yardsticks import devices_of
 
 BUDGET_S = 180.0
-_OURS = ("harness", "reference", "suites")
-_KEPT_CODE_S = 14 * 86400.0
+_MOST_SHOWN = 8
+Installed = tuple[Environment, Environment] | None
 
 
 class Progress(Protocol):
@@ -51,7 +51,8 @@ class Progress(Protocol):
 class AbOptions:
     """What to compare: ``everything`` also where nothing changed; ``budget_s`` bounds the timing.
 
-    ``looks`` are the numbers of process pairs at which it is decided whether to go on.
+    ``looks`` are the numbers of process pairs at which it is decided whether to go on. ``install`` gives each side what
+    its own ``pyproject.toml`` asks for; without it both use this process's environment.
     """
 
     selectors: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class AbOptions:
     budget_s: float = BUDGET_S
     gate: Gate = field(default_factory=Gate)
     looks: tuple[int, ...] = (4, 6, 8, 12)
+    install: bool = False
 
 
 def compare_revisions(
@@ -71,46 +73,31 @@ def compare_revisions(
     Ctrl-C; whatever happens, neither a worktree nor a process is left.
     """
     begin_s, machine = time.monotonic(), this_machine()
-    with _engine(root, machine, engine) as running, until_interrupted(running.cancel), \
-            two_sides(root, base, head) as sides:
-        running.warm()  # its libraries load while both sides are planned
-        request = Request(options.selectors, options.profile)
-        matched = match(*sides, request, machine, options.everything)
-        return _Session(sides, matched, options, machine, progress, running).run(begin_s)
+    with two_sides(root, base, head) as sides:
+        installed = environments(sides, root / FOLDER, progress.note) if options.install else None
+        running = nullcontext(engine) if engine else _engine(root, sides, installed, machine.cores)
+        with running as own, until_interrupted(own.cancel):
+            own.warm()  # its libraries load while both sides are planned
+            different = differences(*installed) if installed else []
+            request = Request(options.selectors, options.profile)
+            matched = match(*sides, request, machine, options.everything or bool(different))
+            return _Session(sides, matched, options, machine, progress, own, different).run(begin_s)
 
 
 @contextmanager
-def _engine(root: Path, machine: Machine, given: LocalEngine | None) -> Iterator[LocalEngine]:
-    if given is not None:
-        yield given
+def _engine(
+    root: Path, sides: tuple[Side, Side], installed: Installed, slots: int
+) -> Iterator[LocalEngine | TwoEngines]:
+    """One zygote for both sides where one environment serves both."""
+    folder, libraries = root / FOLDER, _libraries(root)
+    if installed is None or installed[0] == installed[1]:
+        with new_engine(folder, slots, libraries, installed[0].python if installed else None) as engine:
+            yield engine
         return
-    with new_engine(root / FOLDER, machine.cores, _libraries(root)) as engine:
-        yield engine
-
-
-def new_engine(folder: Path, slots: int, preload: Iterable[str] = ()) -> LocalEngine:
-    """One zygote for both sides, so that equal code finds an equal process: the same addresses, the same heap.
-
-    It imports installed libraries and this harness alone; suites and what they import come from each job's own root.
-    Machine code that Numba keeps in ``folder`` outlives the worktrees, whose names hold their commits.
-    """
-    place = folder / "harness-only"
-    place.mkdir(parents=True, exist_ok=True)
-    link, target = place / "harness", Path(harness.__file__).resolve().parent
-    if link.resolve() != target:
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
-    return LocalEngine(place, slots, preload, _setting(folder.resolve()))
-
-
-def _setting(folder: Path) -> dict[str, str]:
-    theirs = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-              if place and not any((Path(place) / name).exists() for name in _OURS)]
-    code = folder / "numba"
-    for path in code.rglob("*.nb?"):
-        if path.stat().st_mtime < time.time() - _KEPT_CODE_S:
-            path.unlink(missing_ok=True)
-    return {"PYTHONPATH": os.pathsep.join([str(folder / "harness-only"), *theirs]), "NUMBA_CACHE_DIR": str(code)}
+    engines = {side.root: new_engine(folder, slots, libraries, own.python)
+               for side, own in zip(sides, installed, strict=True)}
+    with TwoEngines(engines) as both:
+        yield both
 
 
 def _libraries(root: Path) -> set[str]:
@@ -122,8 +109,9 @@ class _Session:
 
     def __init__(
         self, sides: tuple[Side, Side], matched: Matched, options: AbOptions, machine: Machine, progress: Progress,
-        engine: LocalEngine,
+        engine: LocalEngine | TwoEngines, different: Sequence[str] = (),
     ) -> None:
+        self.different = tuple(different)
         self.sides, self.matched, self.options, self.machine = sides, matched, options, machine
         self.progress, self.engine, self.gate = progress, engine, options.gate
         self.chance = random.Random()
@@ -153,7 +141,7 @@ class _Session:
             self.alarms.append(sided)
         base, head = self.sides
         return Outcome(base.label, head.label, tuple(comparisons), tuple(self.alarms), failed,
-                       time.monotonic() - begin_s)
+                       time.monotonic() - begin_s, self._environments())
 
     def _notes(self) -> None:
         count = len(self.matched.pairs)
@@ -162,6 +150,14 @@ class _Session:
         if self.matched.unchanged:
             text += f", {self.matched.unchanged} equal ones left out (--all takes them)"
         self.progress.note(text)
+
+    def _environments(self) -> tuple[str, ...]:
+        """That a change may be a library's doing."""
+        if not self.different:
+            return ()
+        shown = ", ".join(self.different[:_MOST_SHOWN])
+        more = len(self.different) - _MOST_SHOWN
+        return (f"each side in its own environment: {shown}" + (f" and {more} more" if more > 0 else ""),)
 
     def _ask_oracles(self, pairs: Sequence[CellPair]) -> dict[str, Comparison]:
         """Correct before anything else: the suites whose oracle disagrees on a side are not measured."""
@@ -182,7 +178,10 @@ class _Session:
     def _times(self, pairs: Sequence[CellPair]) -> tuple[list[Comparison], bool]:
         """(what is said of the times, whether the canary failed)."""
         begin_s = time.monotonic()
-        canary = Canary(self.sides, devices_of(pair.head for pair in pairs), self._pair)
+        # Equal code needs equal libraries, too: where the environments differ, both voices are the head's.
+        base, head = self.sides
+        voices = (replace(base, root=head.root) if self.different else base, head)
+        canary = Canary(voices, devices_of(pair.head for pair in pairs), self._pair)
         self.progress.note("timing equal code against itself (the canary)")
         canary.sing()
         canary_s = time.monotonic() - begin_s

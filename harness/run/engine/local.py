@@ -31,14 +31,17 @@ class LocalEngine:
 
     The zygote starts with the first job, or ahead of it with :meth:`warm`, and again if something kills it. It imports
     ``preload`` (dotted modules, those of :data:`HARMLESS` packages) beside its own libraries, once for all workers.
-    ``setting`` overrides the environment that workers get, see :func:`environment`.
+    ``setting`` overrides the environment that workers get, see :func:`environment`; ``python`` is the interpreter they
+    run in, this process's own if None.
     """
 
     def __init__(
-        self, root: Path, slots: int, preload: Iterable[str] = (), setting: Mapping[str, str] | None = None
+        self, root: Path, slots: int, preload: Iterable[str] = (), setting: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> None:
         need_linux()
         self.root, self.slots, self._environment = root, slots, {**environment(root), **(setting or {})}
+        self._python = str(python or sys.executable)
         self._preload = tuple(sorted(name for name in preload if name.split(".")[0] in HARMLESS))
         self._lock = threading.Lock()
         self._zygote: _Zygote | None = None
@@ -55,7 +58,7 @@ class LocalEngine:
         """Start the zygote without waiting for it."""
         with self._lock:
             if self._zygote is None or not self._zygote.alive():
-                self._zygote = _Zygote(self.root, self._preload, self._environment)
+                self._zygote = _Zygote(self._python, self.root, self._preload, self._environment)
 
     def ready(self) -> None:
         """See :class:`harness.run.engine.base.Engine`."""
@@ -95,7 +98,7 @@ class LocalEngine:
 
     def _started(self) -> _Zygote:
         if self._zygote is None or not self._zygote.alive():
-            self._zygote = _Zygote(self.root, self._preload, self._environment)
+            self._zygote = _Zygote(self._python, self.root, self._preload, self._environment)
         self._zygote.wait_ready()
         return self._zygote
 
@@ -116,14 +119,16 @@ class LocalEngine:
 class _Zygote:
     """The parent's end of the preloaded process."""
 
-    def __init__(self, root: Path, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, python: str, root: Path, preload: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         self.control, theirs = socket.socketpair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self.ready = False
         os.set_inheritable(theirs.fileno(), True)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.run.zygote", str(theirs.fileno()), *preload],
+                [python, "-m", "harness.run.zygote", str(theirs.fileno()), *preload],
                 cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=self.errors, stderr=self.errors,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )

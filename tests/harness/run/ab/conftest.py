@@ -16,7 +16,8 @@ import yaml
 
 from harness.judge.comparison import Comparison, Outcome
 from harness.run.ab.canary import Canary
-from harness.run.ab.session import AbOptions, compare_revisions, new_engine
+from harness.run.ab.engines import new_engine
+from harness.run.ab.session import AbOptions, compare_revisions
 from harness.run.engine.local import LocalEngine
 
 MARK = "LITMUS_TEST_MARK"
@@ -193,6 +194,11 @@ class Told:
 
     def step(self, done: int, total: int, text: str) -> None:
         self.lines.append(f"[{done}/{total}] {text}")
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
 
 
 @pytest.fixture
