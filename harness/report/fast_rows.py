@@ -17,6 +17,7 @@ from harness.judge.decide import Canary
 from harness.judge.estimates import compute
 from harness.judge.sample import NotEstimable
 from harness.judge.tidy import tidy
+from harness.records.allowance import allowed_bytes
 from harness.records.store import RunInfo
 from harness.report.speed_view import Limits, SpeedRow, limits_for, speed_rows
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.95
-# A peak is counted in resident pages, of this process and its threads' stacks.
-WORKSPACE_SLACK_BYTES = 2**20
 COMPARED = ("faster", "slower", "same", "inconclusive")
 
 
@@ -83,8 +82,7 @@ class ArmResult:
         """Whether the arm took clearly more memory than it declared and returned; False where it declared nothing."""
         if self.peak_bytes is None or self.workspace_bytes is None:
             return False
-        allowed = self.workspace_bytes + (self.returned_bytes or 0.0)
-        return self.peak_bytes > allowed + WORKSPACE_SLACK_BYTES
+        return self.peak_bytes > allowed_bytes(self.workspace_bytes, self.returned_bytes or 0.0)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import jinja2
 from harness import __version__
 from harness.errors import LitmusError
 from harness.judge.history import History
+from harness.records.allowance import SLACK_BYTES, SLACK_SHARE
 from harness.records.store import Run
 from harness.records.table import DEFAULT_COLUMNS, SAMPLE_COLUMNS
 from harness.report import numbers, words
 from harness.report.failures import Failure, failures
 from harness.report.fast_paths import fast_paths
-from harness.report.fast_rows import WORKSPACE_SLACK_BYTES
 from harness.report.history import has_history, parts
 from harness.report.lines import Line, Result, date_text, lines
 from harness.report.paper import PaperPage, paper_page
@@ -89,7 +89,8 @@ class _Writer:
         )
         self.templates.globals.update(
             generator=GENERATOR, version=__version__, marks=words.MARKS, verdicts=words.VERDICTS, paper_path=paper_path,
-            history_path=history_path, has_history=has_history, digits=numbers.digits_for, slack=WORKSPACE_SLACK_BYTES)
+            history_path=history_path, has_history=has_history, digits=numbers.digits_for,
+            slack=(SLACK_BYTES, SLACK_SHARE))
         _copy_assets(out / "assets")
 
     def page(self, name: str, template: str, **context: Any) -> None:

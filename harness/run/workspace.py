@@ -12,12 +12,11 @@ from typing import Any
 from harness.declare.catalog import Entry
 from harness.errors import LitmusError
 from harness.plan.code import code_hash
+from harness.records.allowance import allowed_bytes
 from harness.records.record import Record
 from harness.records.store import find_runs
 
 _MIB = 2**20
-# Pages and allocators round up, and a first use may load a page of code: this much is no allocation.
-SLACK_BYTES, SLACK_SHARE = 2 * _MIB, 0.05
 _COLUMNS = ("suite", "kind", "status", "experiment", "point", "device", "arm", "workspace_bytes", "returned_bytes",
             "peak_bytes", "input_bytes")
 
@@ -33,14 +32,9 @@ class Need:
     input_bytes: int
 
     @property
-    def allowed_bytes(self) -> float:
-        """What the peak may be: the declaration and the result, and 2 MiB and 5 % for pages and allocators."""
-        return (1 + SLACK_SHARE) * (self.workspace_bytes + self.returned_bytes) + SLACK_BYTES
-
-    @property
     def fault(self) -> str | None:
         """What is wrong, None where the call kept its word."""
-        if self.peak_bytes <= self.allowed_bytes:
+        if self.peak_bytes <= allowed_bytes(self.workspace_bytes, self.returned_bytes):
             return None
         needed, declared, result = (f"{value / _MIB:.1f} MiB"
                                     for value in (self.peak_bytes, self.workspace_bytes, self.returned_bytes))

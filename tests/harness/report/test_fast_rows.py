@@ -174,8 +174,9 @@ def test_only_the_latest_cell_of_a_point_speaks(fast_project):
     [
         (10 * 2**20, None, 0, False),  # nothing was declared
         (10 * 2**20, 10 * 2**20, 0, False),
-        (2**20, 0.0, 0, False),  # pages of stacks
-        (2**20 + 1, 0.0, 0, True),
+        (2 * 2**20, 0.0, 0, False),  # pages of stacks
+        (2 * 2**20 + 1, 0.0, 0, True),
+        (10 * 2**20, 8 * 2**20, 0, False),  # an allocator's rounding up
         (40 * 2**20, 8 * 2**20, 32 * 2**20, False),  # a fresh result is no workspace
         (40 * 2**20, 8 * 2**20, 0, True),
     ],

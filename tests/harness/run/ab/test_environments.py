@@ -98,7 +98,7 @@ def test_a_requirement_that_cannot_be_had_is_refused_and_leaves_nothing(reposito
 
 
 def test_a_peer_that_cannot_be_had_is_said_and_left_out(tmp_path, asking, repository, told):
-    asking(1, peers=["nowhere @ file:///nowhere-1-py3-none-any.whl"])
+    asking(1, peers=[f"nowhere @ {(tmp_path / 'nowhere-1-py3-none-any.whl').as_uri()}"])
     side = Side("base", "it", repository.root)
     one, two = environments((side, side), tmp_path / "ab", told.note)
     assert one == two
