@@ -96,19 +96,24 @@ def part_of(task: str, given: str) -> str:
 
 
 def rows(drawn: Examples, width: int) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [n, width], filled up with END, and a mask bool [n, width] of answers with their END.
+    """`marked_rows` of the examples."""
+    return marked_rows(drawn.prompts, [answer + END for answer in drawn.answers], width)
 
-    Raises ValueError where a line is longer than `width`.
+
+def marked_rows(prompts: Sequence[str], answers: Sequence[str], width: int) -> tuple[Tensor, Tensor]:
+    """Prompts and answers as tokens int64 [n, width], filled up with END, and a mask bool [n, width] of the answers.
+
+    Answers carry their own END. Raises ValueError where a line is longer than `width`.
     """
-    lines, prompts = drawn.lines(), drawn.prompts
-    longest = max(map(len, lines))
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     if longest > width:
         raise ValueError(f"a line of {longest} characters does not fit into {width}")
-    tokens = torch.full((len(lines), width), END_CODE)
-    mask = torch.zeros(len(lines), width, dtype=torch.bool)
-    for row, (line, prompt) in enumerate(zip(lines, prompts, strict=True)):
-        tokens[row, : len(line)] = encode(line).long()
-        mask[row, len(prompt) : len(line)] = True
+    tokens = torch.full((len(prompts), width), END_CODE)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = encode(prompt + answer).long()
+        mask[row, len(prompt) : end] = True
     return tokens, mask
 
 
