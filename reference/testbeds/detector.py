@@ -24,14 +24,14 @@ _SMALLEST, _LARGEST = 0.5, 4.0  # logarithms of a side's distance, in units of p
 
 @dataclass(frozen=True)
 class Proposals:
-    """Raw boxes before any suppression, best first: boxes float64 [n, m, 4], scores float64 [n, m], labels [n, m].
+    """Raw boxes before any suppression, best first: boxes float32 [n, m, 4], scores float32 [n, m], labels int8 [n, m].
 
     A score of 0 marks an empty place.
     """
 
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int8]
 
 
 class Detector(nn.Module):
@@ -139,7 +139,7 @@ def trained(seed: int, batches: Batches, steps: int, lr: float = 0.003) -> tuple
 
 
 @torch.no_grad()
-def propose(model: Detector, images: Tensor, most: int = 300, floor: float = 0.001) -> Proposals:
+def propose(model: Detector, images: Tensor, most: int = 200, floor: float = 0.001) -> Proposals:
     """The ``most`` best (place, class) pairs of each image with a score of at least ``floor``."""
     model.eval()
     logits, boxes = (torch.cat(parts) for parts in zip(*(model(part) for part in images.split(64)), strict=True))
@@ -147,7 +147,7 @@ def propose(model: Detector, images: Tensor, most: int = 300, floor: float = 0.0
     places = order // CLASSES
     scores = scores * (scores >= floor)
     chosen = boxes.gather(1, places[..., None].expand(-1, -1, 4))
-    return Proposals(chosen.double().numpy(), scores.double().numpy(), (order % CLASSES).numpy())
+    return Proposals(chosen.numpy(), scores.numpy(), (order % CLASSES).to(torch.int8).numpy())
 
 
 def simulated(scenes: Scenes, seed: int, per_object: int = 8, noise: float = 0.15) -> Proposals:
@@ -163,5 +163,6 @@ def simulated(scenes: Scenes, seed: int, per_object: int = 8, noise: float = 0.1
     iou = inter / np.maximum(sides.prod(-1) + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - inter, 1e-9)
     scores = np.where(labels >= 0, (iou + random.normal(0, noise, iou.shape)).clip(0.001, 1), 0.0)
     order = np.argsort(-scores, axis=1, kind="stable")
-    return Proposals(np.take_along_axis(boxes, order[..., None], 1), np.take_along_axis(scores, order, 1),
-                     np.take_along_axis(labels, order, 1))
+    return Proposals(np.take_along_axis(boxes, order[..., None], 1).astype(np.float32),
+                     np.take_along_axis(scores, order, 1).astype(np.float32),
+                     np.take_along_axis(labels, order, 1).astype(np.int8))
