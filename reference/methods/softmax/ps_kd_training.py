@@ -31,9 +31,9 @@ class Setting:
     classes: int = 100
     per_class: int = 20
     test_per_class: int = 40
-    batch: int = 64
+    batch: int = 128
     side: int = 16
-    width: int = 16
+    width: int = 12
     look: Look = LOOK
 
     def images(self, part: str) -> tuple[Tensor, Tensor]:
