@@ -44,12 +44,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the targets are ("ce", "label_smoothing", "kd", "ps_kd"), with their strength, and SGD's two values."""
+    """What the targets are ("ce", "label_smoothing", "kd", "ps_kd"), with their strength in 0..1, and SGD's two values."""
 
     targets: str
     strength: float = 0.0
     lr: float = 0.1
     weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength is a share between 0 and 1, not {self.strength}")
 
 
 @dataclass

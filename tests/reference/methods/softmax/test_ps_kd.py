@@ -168,6 +168,12 @@ def test_a_teacher_answers_for_every_image():
     assert right > 0.3
 
 
+@pytest.mark.parametrize("strength", [-0.1, 1.28])
+def test_a_strength_is_a_share(strength):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Recipe("ps_kd", strength)
+
+
 def test_batches_name_their_rows():
     x, y = TOY.images("train")
     batches = indexed_batches(x, y, 16, 0)
