@@ -44,7 +44,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the targets are ("ce", "label_smoothing", "kd", "ps_kd"), with their strength in 0..1, and SGD's two values."""
+    """What the targets are, "ce", "label_smoothing", "kd" or "ps_kd", with their strength, and SGD's two values."""
 
     targets: str
     strength: float = 0.0
