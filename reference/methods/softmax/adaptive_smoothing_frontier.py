@@ -51,7 +51,14 @@ class Effort:
     targets: int
 
 
-SELECTION, FINAL = Effort(15, 1, 1), Effort(20, 5, 3)
+def selection(steps: int) -> Effort:
+    """What choosing on validation images is worth."""
+    return Effort(max(1, 3 * steps // 4), restarts=1, targets=1)
+
+
+def final(steps: int) -> Effort:
+    """What test images go through."""
+    return Effort(steps, restarts=5, targets=3)
 
 
 @dataclass(frozen=True)
