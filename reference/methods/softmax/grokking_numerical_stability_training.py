@@ -55,7 +55,7 @@ def net_for(task: Task, hidden: int, seed: int, loss: str) -> UnbiasedMLP:
 
 
 def optimizer_for(kind: str, net: UnbiasedMLP, lr: float, **settings: Any) -> torch.optim.Optimizer:
-    """``adamw``, ``sgd`` or ``muon``, alone or behind ``perp_`` or ``grokfast_``; no weight decay unless asked for.
+    """``adamw`` or ``sgd``, alone or behind ``perp_`` or ``grokfast_``; no weight decay unless asked for.
 
     Adam's betas are 0.9 and 0.99 and its eps 1e-25: the usual 1e-8 is far above the gradients that remain when a net
     has fitted its data, and would hide everything that happens then.
@@ -65,12 +65,10 @@ def optimizer_for(kind: str, net: UnbiasedMLP, lr: float, **settings: Any) -> to
     if base == "adamw":
         settings = {"betas": (0.9, 0.99), "eps": 1e-25, "weight_decay": 0.0, **settings}
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr=lr, **settings)
-    elif base == "muon":
-        optimizer = torch.optim.Muon(parameters, lr=lr, **{"weight_decay": 0.0, **settings})
     elif base == "sgd":
         optimizer = torch.optim.SGD(parameters, lr=lr, **settings)
     else:
-        raise KeyError(f"no optimizer {base!r}; there are adamw, muon and sgd")
+        raise KeyError(f"no optimizer {base!r}; there are adamw and sgd")
     if filter_ == "perp":
         return with_perpgrad(optimizer)
     return with_grokfast(optimizer) if filter_ == "grokfast" else optimizer

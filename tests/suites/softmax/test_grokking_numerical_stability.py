@@ -21,7 +21,7 @@ def table(perp, plain, budget=600):
     rows = []
     for seed, pair in enumerate(zip(perp, plain, strict=True)):
         for arm, when in zip(("perp_adamw", "adamw"), pair, strict=True):
-            rows.append({"seed": seed, "epochs": budget, "arm": arm, "epochs_to_95": when,
+            rows.append({"cell": f"c{seed}", "seed": seed, "epochs": budget, "arm": arm, "epochs_to_95": when,
                          "reached": float(when <= budget)})
     return pd.DataFrame(rows)
 
@@ -47,10 +47,12 @@ def test_a_budget_that_ends_too_early_decides_nothing():
 
 
 def test_where_95_percent_is_never_reached_the_best_accuracy_counts():
-    curves = Curves(epochs=[10, 20, 30], test_accuracy=[0.1, 0.96, 0.9])
+    curves = Curves(epochs=[10, 20, 30], train_accuracy=[0.2, 1.0, 1.0], test_accuracy=[0.1, 0.96, 0.9])
     assert grokking.epochs_to_95(curves, 30) == 20
     curves.test_accuracy[1] = 0.5
     assert grokking.epochs_to_95(curves, 30) == pytest.approx(33)
+    curves.train_accuracy[:] = [0.2, 0.5, 0.6]
+    assert grokking.epochs_to_95(curves, 30) == 60
 
 
 def test_errors_are_told_from_the_largest_entry():
