@@ -14,8 +14,9 @@ from reference.testbeds import training, word_lm
 from reference.testbeds.seeding import generator
 from reference.testbeds.words import Words
 
-BATCH_WINDOWS, WINDOW = 16, 32
-PRETRAINING_LR = 3e-3
+WIDTH = 128
+BATCH_WINDOWS, WINDOW = 8, 32
+PRETRAINING_LR = 1e-2
 REASSIGN_EVERY = 10  # steps
 SHAPE_WINDOWS = 64  # of the validation side, by which the shape of the adaptive softmax is chosen
 
@@ -27,7 +28,7 @@ class Setting:
     text: Words
     data_seed: int
     init_seed: int
-    width: int = 128
+    width: int = WIDTH
 
     def model(self) -> word_lm.WordLM:
         """A fresh recurrent model with a full head."""
@@ -67,6 +68,13 @@ def train_on(setting: Setting, model: word_lm.WordLM, lr: float, steps: int) -> 
     schedule = training.warmup_cosine(steps, floor=0.0)
     return training.train(
         model, setting.batches(2), optimizer, schedule, steps, clip=1.0, after_step=renew)
+
+
+def trained(setting: Setting, weights: Mapping[str, Tensor], lr: float, steps: int) -> dict[str, Tensor]:
+    """The weights after `train_on` with the full head."""
+    model = loaded(setting, weights)
+    train_on(setting, model, lr, steps)
+    return model.state_dict()
 
 
 def codes_for(mapping: str, rows: Tensor, counts: Tensor, count: int, seed: int) -> vq.Codes:
