@@ -81,6 +81,6 @@ def test_links_inside_the_project_lead_somewhere(path):
 def test_every_command_in_the_documents_exists():
     from harness.cli.app import app
 
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in (*app.registered_commands, *app.registered_groups)}
     used = {word for path in DOCUMENTS for word in re.findall(r"^\$ litmus ([a-z]+)", path.read_text(), re.MULTILINE)}
     assert used <= known and used

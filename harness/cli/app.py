@@ -10,10 +10,12 @@ import typer
 from harness.cli import (
     ab,
     asv_export,
+    cluster,
     compare,
     doctor,
     history,
     ls,
+    merge,
     new,
     report,
     repro,
@@ -52,13 +54,14 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "ls": ls.ls, "show": show.show, "run": run.run, "verdicts": verdicts.verdicts, "report": report.report,
     "validate": validate.validate, "new": new.new, "tune": tune.tune, "doctor": doctor.doctor, "repro": repro.repro,
-    "compare": compare.compare,
+    "compare": compare.compare, "merge": merge.merge,
     "asv-export": asv_export.asv_export,
     "history": history.history,
     "ab": ab.ab,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(cluster.cluster, name="cluster")
 
 
 def _version(wanted: bool) -> None:

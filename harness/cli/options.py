@@ -12,6 +12,7 @@ from harness.errors import LitmusError, did_you_mean
 
 if TYPE_CHECKING:
     from harness.records.store import Run
+    from harness.run.engine.choice import EngineChoice
 
 _UNITS_S = {"h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(h|min|m|s)")
@@ -52,6 +53,19 @@ def parse_devices(texts: Sequence[str]) -> tuple[str, ...]:
                           value=",".join(names), expected="auto alone, or the devices by name",
                           next_step="leave 'auto' out")
     return names or ("auto",)
+
+
+def parse_engine(name: str | None, scheduler: str | None, insecure: bool) -> EngineChoice | None:
+    """The engine that the options ask for, None where they ask for none. Raises LitmusError where they do not fit."""
+    from harness.run.engine.choice import EngineChoice
+
+    if name is None and scheduler is None and not insecure:
+        return None
+    if name != "dask" and (scheduler is not None or insecure):
+        raise LitmusError("only the dask engine has a scheduler", where="the command line", key="--engine",
+                          value=name, expected="--engine dask beside --scheduler and --insecure",
+                          next_step="add: --engine dask")
+    return EngineChoice(name or "local", scheduler, insecure)
 
 
 def at_least_one(key: str, value: int | None) -> int | None:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from harness.cli.dry_run import print_plan
-from harness.cli.options import at_least_one, parse_budget, parse_devices, parse_profile
+from harness.cli.options import at_least_one, parse_budget, parse_devices, parse_engine, parse_profile
 from harness.cli.output import console, shown
 from harness.cli.progress import PlainProgress, print_failures, progress_for
 from harness.cli.verdicts import print_verdicts
@@ -20,6 +20,7 @@ from harness.plan.machine import this_machine
 from harness.plan.plan import Request, make_plan
 
 if TYPE_CHECKING:
+    from harness.run.engine.choice import EngineChoice
     from harness.run.session import RunOptions, RunResult
 
 INTERRUPTED = 130
@@ -36,6 +37,12 @@ def run(
     resume: Annotated[str | None, typer.Option(help="Go on with this run: path, id or 'latest'.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder (default: results/MACHINE/TIME-PROFILE).")] = None,
     jobs: Annotated[int | None, typer.Option(help="Trial cells side by side (default: one per core).")] = None,
+    engine: Annotated[str | None, typer.Option(
+        help="local (this machine, the default) or dask; a resumed run takes what it had.")] = None,
+    scheduler: Annotated[str | None, typer.Option(
+        help="With --engine dask: the scheduler's address, such as tls://head:8786.")] = None,
+    insecure: Annotated[bool, typer.Option(
+        "--insecure", help="Accept a scheduler on another machine without TLS.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
 ) -> None:
     """Run suites and judge their claims. Every finished cell is kept, whatever happens to the others.
@@ -51,12 +58,14 @@ def run(
       litmus run galore --seeds 10 --jobs 2
       litmus run --resume latest
       litmus run galore --dry-run
+      litmus run --engine dask --scheduler tcp://127.0.0.1:8786
     """
     root = find_root()
     request = Request(tuple(selectors or ()), parse_profile(profile), parse_devices(device or ()),
                       at_least_one("--seeds", seeds))
     budget_s = parse_budget(budget)
     at_least_one("--jobs", jobs)
+    choice = parse_engine(engine, scheduler, insecure)
     if dry_run:
         print_plan(console(), make_plan(root, request, this_machine()))
         return
@@ -69,12 +78,12 @@ def run(
                           value=resume, expected="no selectors, --profile, --device, --seeds or --out beside it",
                           next_step=f"try: litmus run --resume {resume}")
     folder = resolve_run(root, resume).folder if resume is not None else None
-    command = "" if folder else command_line(request, budget)
-    options = RunOptions(out=out, resume=folder, jobs=jobs, budget_s=budget_s, command=command)
+    command = "" if folder else command_line(request, budget, choice)
+    options = RunOptions(out=out, resume=folder, jobs=jobs, budget_s=budget_s, command=command, engine=choice)
     _finish(_run(root, request, options))
 
 
-def command_line(request: Request, budget: str | None = None) -> str:
+def command_line(request: Request, budget: str | None = None, engine: EngineChoice | None = None) -> str:
     """The command that asks for ``request`` again, stored with the run."""
     words = ["litmus", "run", *request.selectors, "--profile", request.profile]
     for name in request.devices if request.devices != ("auto",) else ():
@@ -83,7 +92,7 @@ def command_line(request: Request, budget: str | None = None) -> str:
         words += ["--seeds", str(request.seeds)]
     if budget is not None:
         words += ["--budget", budget]
-    return shlex.join(words)
+    return shlex.join([*words, *(engine.words() if engine else ())])
 
 
 def _run(root: Path, request: Request, options: RunOptions) -> tuple[RunResult, PlainProgress]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -33,14 +34,18 @@ def breadth_first(cells: Iterable[Cell]) -> list[Cell]:
     return [cell for together in rounds for cell in together if cell is not None]
 
 
-def side_by_side(cells: Iterable[Cell]) -> list[list[Cell]]:
+def side_by_side(cells: Iterable[Cell], devices: Mapping[str, int] | None = None) -> list[list[Cell]]:
     """The cells in groups that may run at the same time: one each on the CPU, one group for each CUDA device.
 
-    A device's memory holds one cell at a time, as its card says; inside a group the order stays.
+    A device's memory holds one cell at a time, as its card says; inside a group the order stays. ``devices`` says of
+    which there are several with the same name.
     """
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, int], list[Cell]] = {}
+    counts: Counter[str] = Counter()
     for cell in cells:
-        groups.setdefault(cell.id if cell.device == "cpu" else cell.device, []).append(cell)
+        name = cell.id if cell.device == "cpu" else cell.device
+        groups.setdefault((name, counts[name] % (devices or {}).get(name, 1)), []).append(cell)
+        counts[name] += 1
     return list(groups.values())
 
 

@@ -15,6 +15,9 @@ from harness.plan.cell import Cell
 from harness.plan.code import code_hash
 from harness.plan.machine import Machine
 
+# Begins the reason of every cell that has no place to run.
+MISSING_DEVICE = "missing_device"
+
 
 @dataclass(frozen=True)
 class Skip:
@@ -161,8 +164,9 @@ def _unfit(cell: Cell, machine: Machine) -> str | None:
 
 
 def _absent(device: str, machine: Machine) -> str:
-    """Why nothing runs on ``device`` here."""
+    """Why nothing runs on ``device`` where the plan is for."""
     visible = [item.id for item in machine.devices if item.kind == "cuda"]
     if visible:
-        return f"no device {device} on this machine: it has {', '.join(visible)}"
-    return f"no CUDA device is visible on this machine, so nothing runs on {device} (see: litmus doctor)"
+        return f"{MISSING_DEVICE}: no device {device} on this machine: it has {', '.join(visible)}"
+    return (f"{MISSING_DEVICE}: no CUDA device is visible on this machine, so nothing runs on {device} "
+            "(see: litmus doctor)")

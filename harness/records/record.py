@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Cache = Literal["cold", "warm"]
 Status = Literal["ok", "wrong", "timeout", "oom", "crashed", "throttled", "skipped"]
@@ -37,6 +37,7 @@ class Record:
     ``samples`` are what is judged. On CUDA they were taken with the device's L2 cache as ``cache`` says, and
     ``other_samples`` hold the other state from the same rounds; on a CPU ``cache`` is None and there are no others.
     ``how`` says how they were taken on CUDA: the timer, clocks, dropped rounds (see ``harness.run.measure.cuda``).
+    ``worker`` says where it ran beyond what ``run.json`` says of all, such as the machine of a cluster.
     ``peak_bytes`` is what one call needed at its peak beyond what was there before it, on the device for CUDA; the arm
     declares ``workspace_bytes`` of it, and ``returned_bytes`` are the fresh arrays that the call returned.
     """
@@ -76,6 +77,7 @@ class Record:
     stderr_tail: str = ""
     repro: str = ""
     attempt: int = 1
+    worker: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON; non-finite numbers are kept as NaN, Infinity, -Infinity."""

@@ -105,6 +105,22 @@ class MachineShape(TypedDict, total=False):
     devices: list[_Device]
 
 
+class _Worker(TypedDict, total=False):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    machine: Name
+    slots: Count
+
+
+class EngineShape(TypedDict, total=False):
+    """``engine`` in ``run.json``; each engine adds what tells where its jobs ran."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    name: Name
+    scheduler: Name
+    workers: dict[Name, _Worker]
+    image: Name
+
+
 class CanaryShape(TypedDict, total=False):
     """``canary`` in ``run.json``."""
 

@@ -24,6 +24,7 @@ from harness.records.shapes import (
     CanaryShape,
     CeilingsShape,
     Count,
+    EngineShape,
     MachineShape,
     Name,
     Seconds,
@@ -75,6 +76,7 @@ class RunInfo(BaseModel):
     commit: Name | None = None
     dirty: bool = False
     machine: dict[str, Any] = Field(default_factory=dict)
+    engine: dict[str, Any] = Field(default_factory=lambda: {"name": "local"})
     software: dict[Name, Name] = Field(default_factory=dict)
     volatile: dict[str, Any] = Field(default_factory=dict)
     ceilings: dict[str, Any] = Field(default_factory=dict)
@@ -83,10 +85,10 @@ class RunInfo(BaseModel):
     cards: dict[SuiteName, CardState] = Field(default_factory=dict)
     tuning: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("machine", "ceilings", "canary")
+    @field_validator("machine", "engine", "ceilings", "canary")
     @classmethod
     def _shaped(cls, value: Any, info: ValidationInfo) -> Any:
-        shapes = {"machine": MachineShape, "ceilings": CeilingsShape, "canary": CanaryShape}
+        shapes = {"machine": MachineShape, "engine": EngineShape, "ceilings": CeilingsShape, "canary": CanaryShape}
         return value if value is None else has_shape(value, shapes[info.field_name or ""])
 
     def constants(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """``records.parquet``: the records of a run as a table with an explicit schema and a version.
 
-One row per record. ``point``, ``tuned``, ``metrics`` and ``how`` are JSON text (non-finite numbers are kept as NaN,
-Infinity, -Infinity). The samples are list columns. Short, repeated texts are dictionary-encoded. A file of an older
-version lacks the columns that came later; they are read as what was true then.
+One row per record. ``point``, ``tuned``, ``metrics``, ``how`` and ``worker`` are JSON text (non-finite numbers are kept
+as NaN, Infinity, -Infinity). The samples are list columns. Short, repeated texts are dictionary-encoded. A file of an
+older version lacks the columns that came later; they are read as what was true then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RECORDS_FILE = "records.parquet"
 VERSION_KEY = b"litmus.schema_version"
-JSON_COLUMNS = ("point", "metrics", "tuned", "how")
+JSON_COLUMNS = ("point", "metrics", "tuned", "how", "worker")
 SAMPLE_COLUMNS = tuple(f"samples_{item.name}" for item in fields(Samples))
 OTHER_SAMPLE_COLUMNS = tuple(f"other_{name}" for name in SAMPLE_COLUMNS)
 _LISTS = (*SAMPLE_COLUMNS, *OTHER_SAMPLE_COLUMNS)
@@ -34,13 +34,14 @@ COLUMNS = tuple(item.name for item in fields(Record) if item.name not in ("sampl
 DEFAULT_COLUMNS = tuple(name for name in COLUMNS if name not in (*_LISTS, "stderr_tail"))
 
 _REPEATED = ("cell", "suite", "experiment", "kind", "arm", "point", "device", "profile", "status", "code", "reason",
-             "tuned", "data", "repro", "cache")
+             "tuned", "data", "repro", "cache", "worker")
 _PLAIN_TEXT = ("metrics", "how", "stderr_tail")
 _REAL = ("started_at", "bytes_moved", "flops", "error", "tolerance", "workspace_bytes")
 # What each version added, and what a file of before holds instead.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"workspace_bytes": None, "returned_bytes": 0, "cache": None, "how": "{}",
         **{name: [] for name in OTHER_SAMPLE_COLUMNS}},
+    3: {"worker": "{}"},
 }
 _ROWS_PER_BATCH = 20_000
 

@@ -14,6 +14,7 @@ import jinja2
 from harness import __version__
 from harness.errors import LitmusError
 from harness.judge.history import History
+from harness.judge.side_by_side import SideBySide, estimate_text
 from harness.records.allowance import SLACK_BYTES, SLACK_SHARE
 from harness.records.store import Run
 from harness.records.table import DEFAULT_COLUMNS, SAMPLE_COLUMNS
@@ -33,8 +34,8 @@ ASSETS = ("site.css", "site.js", "filter.js", "plots.js")
 COLUMNS = (*DEFAULT_COLUMNS, *SAMPLE_COLUMNS, "stderr_tail")
 
 
-def build(root: Path, runs: Sequence[Run], out: Path) -> Path:
-    """Write the site for ``runs`` into ``out`` and return the path of its index.
+def build(root: Path, runs: Sequence[Run], out: Path, table: SideBySide | None = None) -> Path:
+    """Write the site for ``runs`` into ``out``, with a page for a ``table`` of them, and return the path of its index.
 
     Every suite of the project has a page; its newest judged run speaks for it, older runs have pages of their own.
     Raises LitmusError where ``out`` holds something that Litmus did not write, or cannot be written.
@@ -45,9 +46,14 @@ def build(root: Path, runs: Sequence[Run], out: Path) -> Path:
         _clear(out)
         writer = _Writer(out)
         ops = fast_paths(found)
-        writer.templates.globals["ops"] = [op.name for op in ops]
+        writer.templates.globals.update(ops=[op.name for op in ops], machines_page=table is not None)
         if ops:
             writer.page("fast-paths.html", "fast-paths.html.j2", found=ops)
+        if table is not None:
+            links = {(line.suite, str(result.run.info.machine["key"])): paper_path(line.suite, result, line)
+                     for line in found for result in line.results
+                     if table.sources.get((line.suite, str(result.run.info.machine["key"]))) is result.run}
+            writer.page("machines.html", "machines.html.j2", table=table, links=links)
         past = History({line.suite: line.card for line in found if line.card})
         failed = _write_papers(root, found, writer, past)
         for line in filter(has_history, found):
@@ -85,7 +91,7 @@ class _Writer:
         )
         self.templates.filters.update(
             num=numbers.data, unit=numbers.with_unit, axis=numbers.axis_value, point=numbers.point_text,
-            date=date_text, duration=numbers.seconds_text,
+            estimate=estimate_text, date=date_text, duration=numbers.seconds_text,
         )
         self.templates.globals.update(
             generator=GENERATOR, version=__version__, marks=words.MARKS, verdicts=words.VERDICTS, paper_path=paper_path,
@@ -193,6 +199,7 @@ def _clear(out: Path) -> None:
     for name in ("papers", "history", "assets"):
         if (out / name).is_dir():
             shutil.rmtree(out / name)
-    (out / "fast-paths.html").unlink(missing_ok=True)
+    for name in ("fast-paths.html", "machines.html"):
+        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()

@@ -12,9 +12,10 @@ from typing import Any
 import harness
 from harness.declare.card import PROFILES
 from harness.errors import LitmusError
-from harness.plan.machine import Machine, software
+from harness.plan.machine import Machine
 from harness.plan.plan import Plan, Request
 from harness.records.store import RESULTS, CardState, RunInfo
+from harness.run.engine.base import RunEngine
 
 
 def default_folder(root: Path, machine: Machine, profile: str) -> Path:
@@ -29,7 +30,7 @@ def default_folder(root: Path, machine: Machine, profile: str) -> Path:
 
 
 def run_info(
-    root: Path, folder: Path, request: Request, command: str, machine: Machine, plan: Plan, before: RunInfo | None
+    root: Path, folder: Path, request: Request, command: str, engine: RunEngine, plan: Plan, before: RunInfo | None
 ) -> RunInfo:
     """The description of a run that begins now, or goes on from ``before`` with its start, ceilings and canary."""
     commit, dirty = commit_of(root)
@@ -45,8 +46,9 @@ def run_info(
         litmus=harness.__version__,
         commit=commit,
         dirty=dirty,
-        machine=machine.to_dict(),
-        software=software(),
+        machine=engine.machine.to_dict(),
+        engine=engine.about(),
+        software=dict(engine.software),
         volatile=volatile(),
         ceilings=before.ceilings if before else {},
         canary=before.canary if before else None,

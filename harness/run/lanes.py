@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,8 @@ from harness.run.stage import TOGETHER
 
 Emit = Callable[[Record], None]
 Note = Callable[[str], None]
+# Endings after which to try again would give the same.
+_NOBODY_BROKE = ("done", "missing")
 
 
 class Cancelled(Exception):
@@ -37,9 +39,12 @@ class _Attempt:
         return [arm for arm in arms if arm not in self.records]
 
 
-def trial_lane(engine: Engine, cells: Iterable[Cell], run: Callable[[Cell], None]) -> None:
+def trial_lane(
+    engine: Engine, cells: Iterable[Cell], run: Callable[[Cell], None], devices: Mapping[str, int] | None = None
+) -> None:
     """``run`` every cell, as many side by side as the engine has slots; those of a CUDA device one after another.
 
+    ``devices`` says of which there are several, see :class:`harness.run.engine.base.RunEngine`.
     The first error cancels the engine and is raised once nothing runs any more.
     """
 
@@ -48,7 +53,7 @@ def trial_lane(engine: Engine, cells: Iterable[Cell], run: Callable[[Cell], None
             run(cell)
 
     with ThreadPoolExecutor(engine.slots, thread_name_prefix="lane") as pool:
-        futures = [pool.submit(in_turn, group) for group in side_by_side(cells)]
+        futures = [pool.submit(in_turn, group) for group in side_by_side(cells, devices or {})]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -86,7 +91,7 @@ def _broken_in(attempt: _Attempt, left: Sequence[str]) -> list[str]:
     arm = attempt.ending.arm
     if arm is not None and arm in left:
         return [arm]
-    return [] if attempt.records and attempt.ending.status != "done" else list(left)
+    return [] if attempt.records and attempt.ending.status not in _NOBODY_BROKE else list(left)
 
 
 def _run_speed(engine: Engine, root: Path, cell: Cell, arms: Sequence[str], emit: Emit, note: Note) -> None:
@@ -114,7 +119,7 @@ def _speed_process(
     while left:
         attempt = _attempt(engine, root, cell, left, process, note)
         missing = attempt.left(left)
-        if attempt.ending.status == "done" or not missing:
+        if attempt.ending.status in _NOBODY_BROKE or not missing:
             broken = missing
             found.update(attempt.records)
         else:  # what it did record was interleaved with the arm that broke, and must be paired with the others anew
@@ -162,8 +167,12 @@ def _attempt(
 
 
 def _broken(cell: Cell, arm: str, ending: Ending) -> Record:
+    if ending.status == "missing":  # never begun, so a resumed run tries it again
+        return blank_record(cell, arm, "skipped", ending.reason, worker=ending.worker)
     now = time.time()
     if ending.status == "done":
-        return blank_record(cell, arm, "crashed", "the worker ended without this arm's record", started_at=now)
+        return blank_record(cell, arm, "crashed", "the worker ended without this arm's record", started_at=now,
+                            worker=ending.worker)
     assert ending.status != "cancelled"  # _attempt raises
-    return blank_record(cell, arm, ending.status, ending.reason, stderr_tail=ending.output_tail, started_at=now)
+    return blank_record(cell, arm, ending.status, ending.reason, stderr_tail=ending.output_tail, started_at=now,
+                        worker=ending.worker)

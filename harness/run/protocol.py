@@ -73,12 +73,14 @@ class Ending:
     """How a worker ended: ``done``, or the status its current arm gets, with the reason and the end of its output.
 
     ``arm`` is the arm it was in, ``"*"`` while all were timed together, None where it had not begun one.
+    ``missing``: there is no place left that could run it. ``worker`` is what a record says about where it ran.
     """
 
-    status: Literal["done", "timeout", "oom", "crashed", "cancelled"]
+    status: Literal["done", "timeout", "oom", "crashed", "cancelled", "missing"]
     reason: str | None = None
     arm: str | None = None
     output_tail: str = ""
+    worker: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last_words(self) -> str | None:

@@ -10,23 +10,23 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.declare.catalog import Catalog
 from harness.errors import LitmusError
 from harness.plan.budget import Durations, breadth_first, fit
 from harness.plan.cell import Cell
-from harness.plan.code import library_modules
-from harness.plan.machine import Machine, this_machine
+from harness.plan.machine import this_machine
 from harness.plan.plan import Plan, Request, make_plan
 from harness.records.record import Record
 from harness.records.store import RUN_FILE, RunInfo, read_run_info, write_records, write_run_info
 from harness.run import about
-from harness.run.engine.base import Engine
-from harness.run.engine.local import LocalEngine
+from harness.run.engine.base import RunEngine
+from harness.run.engine.choice import EngineChoice, open_engine
 from harness.run.interrupt import until_interrupted
 from harness.run.journal import Journal, latest
 from harness.run.judging import EarlyVerdicts, judge_folder
@@ -41,13 +41,17 @@ BUDGET = "budget"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run. ``out`` is a new folder, ``resume`` an existing run's; ``jobs`` trial cells go side by side."""
+    """How to run. ``out`` is a new folder, ``resume`` an existing run's; ``jobs`` trial cells go side by side.
+
+    Without an ``engine`` a new run takes this machine, a resumed one what it had.
+    """
 
     out: Path | None = None
     resume: Path | None = None
     jobs: int | None = None
     budget_s: float | None = None
     command: str = ""
+    engine: EngineChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -61,32 +65,29 @@ class RunResult:
 
 
 def run(
-    root: Path, request: Request, options: RunOptions, progress: Progress, engine: Engine | None = None
+    root: Path, request: Request, options: RunOptions, progress: Progress, engine: RunEngine | None = None
 ) -> RunResult:
-    """Run ``request``, or go on with ``options.resume`` as it was asked for then; ``engine``: this machine.
+    """Run ``request``, or go on with ``options.resume`` as it was asked for then; ``engine`` goes before its choice.
 
     Every finished record is safe before the next one starts. Raises LitmusError where the request names nothing, or
     the folder cannot be written, is in use or holds another run.
     """
-    machine = this_machine()
     before = _resumed_info(options.resume) if options.resume else None
     if before is not None:
         request = about.request_of(before)
-    plan = make_plan(root, request, machine)
-    folder = options.resume or options.out or about.default_folder(root, machine, request.profile)
-    with Journal(folder, options.command) as journal:
-        _refuse_other_run(folder, options)
-        with nullcontext(engine) if engine else _local(root, options, machine, plan) as running:
-            info = about.run_info(root, folder, request, options.command, machine, plan, before)
-            return _Session(root, plan, info, options, machine, journal, running, progress).run()
+    with nullcontext(engine) if engine else closing(_opened(root, request, options, before)) as running:
+        plan = make_plan(root, request, running.machine)
+        folder = options.resume or options.out or about.default_folder(root, running.machine, request.profile)
+        with Journal(folder, options.command) as journal:
+            _refuse_other_run(folder, options)
+            info = about.run_info(root, folder, request, options.command, running, plan, before)
+            return _Session(root, plan, info, options, journal, running, progress).run()
 
 
-def _local(root: Path, options: RunOptions, machine: Machine, plan: Plan) -> LocalEngine:
-    suites = {cell.suite for cell in plan.cells}
-    preload = {module for name in suites for module in library_modules(root, root / "suites" / name)}
-    engine = LocalEngine(root, options.jobs or machine.cores, preload)
-    engine.warm()  # its libraries load while the run is described
-    return engine
+def _opened(root: Path, request: Request, options: RunOptions, before: RunInfo | None) -> RunEngine:
+    suites = [entry.name for entry, _ in Catalog(root).select(request.selectors)]
+    choice = options.engine or (EngineChoice.of(before.engine) if before else EngineChoice())
+    return open_engine(choice, root, suites, options.jobs)
 
 
 def _resumed_info(folder: Path) -> RunInfo:
@@ -111,14 +112,14 @@ class _Session:
     """The state of one run; everything that many threads touch is behind ``_lock``."""
 
     def __init__(
-        self, root: Path, plan: Plan, info: RunInfo, options: RunOptions, machine: Machine, journal: Journal,
-        engine: Engine, progress: Progress,
+        self, root: Path, plan: Plan, info: RunInfo, options: RunOptions, journal: Journal, engine: RunEngine,
+        progress: Progress,
     ) -> None:
-        self.root, self.plan, self.info, self.machine = root, plan, info, machine
+        self.root, self.plan, self.info = root, plan, info
         self.journal, self.engine, self.progress = journal, engine, progress
         self.folder, self.budget_s = journal.folder, options.budget_s
         self.began_s = time.monotonic()
-        self.durations = Durations.load(root, machine.key)
+        self.durations = Durations.load(root, engine.machine.key)
         self.interrupted = False
         self._lock = threading.RLock()
         self._records = {(record.cell, record.arm): record for record in latest(journal.records)}
@@ -140,7 +141,8 @@ class _Session:
                 self._timing_lane([cell for cell in todo if cell.kind == "speed"])
                 for suite in self._early.timing_is_over():
                     self._judge_early(suite)
-                trial_lane(self.engine, [cell for cell in todo if cell.kind == "trial"], self._one)
+                trial_lane(self.engine, [cell for cell in todo if cell.kind == "trial"], self._one,
+                           self.engine.devices)
             except Cancelled:
                 self.interrupted = True
             finally:
@@ -150,6 +152,8 @@ class _Session:
     def _notes(self) -> None:
         for text in self.journal.notes:
             self.progress.note(text)
+        for name, why in self.info.engine.get("left_out", {}).items():
+            self.progress.note(f"{name} is left out: {why}")
         known = {cell.id for cell in self.plan.cells} | {skip.cell.id for skip in self.plan.skipped}
         known |= Yardsticks.cells_in(self._records.values())
         stale = {record.cell for record in self._records.values()} - known
@@ -251,7 +255,7 @@ class _Session:
         records = self._planned_records()
         counts: Counter[str] = Counter(record.status for record in records)
         write_records(self.folder, [*records, *Yardsticks.records_in(self._records.values())])
-        self._tell(finished_at=time.time(), counts=dict(counts))
+        self._tell(finished_at=time.time(), counts=dict(counts), engine=self.engine.about())
         verdicts = [] if self.interrupted else self._judge()
         for verdict in verdicts:
             self.progress.judged(verdict)
@@ -279,7 +283,7 @@ class _Session:
             self.progress.judged(verdict)
 
     def _judge_bytes(self) -> int:
-        return self.machine.memory_bytes // 2
+        return this_machine().memory_bytes // 2  # every engine judges here
 
 
 def _final(record: Record | None) -> bool:

@@ -21,7 +21,7 @@ from harness.plan.code import code_hash, library_modules
 from harness.plan.machine import this_machine
 from harness.plan.plan import Plan, Request, make_plan
 from harness.records.record import Record
-from harness.run.engine.base import Engine
+from harness.run.engine.base import Engine, RunEngine
 from harness.run.engine.local import LocalEngine
 from harness.run.lanes import run_cell
 from harness.run.oracles import ask
@@ -47,7 +47,7 @@ class Check:
     detail: str
 
 
-def validate(root: Path, suite: str, progress: Progress, engine: Engine | None = None) -> list[Check]:
+def validate(root: Path, suite: str, progress: Progress, engine: RunEngine | None = None) -> list[Check]:
     """All checks of one suite, in order. Raises LitmusError where its card or its file cannot be read."""
     entry = Catalog(root).get(suite)
     card = entry.card
@@ -144,7 +144,7 @@ class _Watch:
         return getattr(self._progress, name)  # type: ignore[no-any-return]  # the Protocol's other methods
 
 
-def _smoke(engine: Engine, root: Path, entry: Entry, watch: _Watch) -> list[Check]:
+def _smoke(engine: RunEngine, root: Path, entry: Entry, watch: _Watch) -> list[Check]:
     """The smoke profile: every arm ok, quick enough, and every claim gets a verdict."""
     with tempfile.TemporaryDirectory(prefix="litmus-validate-") as folder:
         request = Request((entry.name,), "smoke", ("cpu",))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from harness.plan.machine import Machine
 from harness.run.protocol import Ending, Job
 
 OnMessage = Callable[[dict[str, Any]], None]
@@ -31,3 +32,26 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End everything and wait until no process of this engine is left."""
+
+
+class RunEngine(Engine, Protocol):
+    """An engine that a whole run can be given to: it also says where its jobs run."""
+
+    @property
+    def machine(self) -> Machine:
+        """What the plan is made for, and where everything that is timed is timed."""
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """The versions that jobs find there, see :func:`harness.plan.machine.software`."""
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """How many of each device take a trial cell at the same time; one of each that is not named here."""
+
+    def about(self) -> dict[str, Any]:
+        """``engine`` in ``run.json``: its ``name`` as on the command line, and what else tells where jobs ran.
+
+        What differs from job to job is in the records' ``worker``: an engine adds it to each record's message and to
+        the ending.
+        """

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import harness
 from harness.errors import LitmusError
+from harness.plan.machine import Machine, software, this_machine
 from harness.run.engine.base import OnMessage
 from harness.run.processes import need_linux
 from harness.run.protocol import Ending, Job, Lines, decode
@@ -54,6 +56,25 @@ class LocalEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def machine(self) -> Machine:
+        """This machine."""
+        return this_machine()
+
+    @property
+    def software(self) -> Mapping[str, str]:
+        """The versions installed here."""
+        return software()
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """One of each."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        """See :class:`harness.run.engine.base.RunEngine`."""
+        return {"name": "local"}
+
     def warm(self) -> None:
         """Start the zygote without waiting for it."""
         with self._lock:
@@ -65,15 +86,15 @@ class LocalEngine:
         with self._lock:
             self._started()
 
-    def execute(self, job: Job, on_message: OnMessage) -> Ending:
-        """See :class:`harness.run.engine.base.Engine`."""
+    def execute(self, job: Job, on_message: OnMessage, stop: Stop | None = None) -> Ending:
+        """See :class:`harness.run.engine.base.Engine`; ``stop`` ends this job alone."""
         ours, theirs = socket.socketpair()
         page_fd = Page.create()
         page = Page(page_fd)
         with ours:
             try:
                 with theirs, self._lock:
-                    if self._cancelled:
+                    if self._cancelled or (stop is not None and not stop.watch(ours)):
                         return _cancelled(None)
                     self._running.add(ours)
                     self._fork(theirs, page_fd)
@@ -114,6 +135,28 @@ class LocalEngine:
         if self._zygote is not None:
             self._zygote.end()
             self._zygote = None
+
+
+class Stop:
+    """Ends one job of a :class:`LocalEngine` from another thread, before it begins or while it runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._conn: socket.socket | None = None
+        self._asked = False
+
+    def ask(self) -> None:
+        """End it soon; :meth:`LocalEngine.execute` returns ``cancelled`` once nothing of it is left."""
+        with self._lock:
+            self._asked = True
+            if self._conn is not None:
+                _shut(self._conn, socket.SHUT_WR)
+
+    def watch(self, conn: socket.socket) -> bool:
+        """Whether the job may begin; from now on ``conn`` is what is shut."""
+        with self._lock:
+            self._conn = conn
+            return not self._asked
 
 
 class _Zygote:
@@ -180,9 +223,9 @@ def _cancelled(arm: str | None) -> Ending:
     return Ending("cancelled", "the run ended", arm)
 
 
-def _shut(conn: socket.socket) -> None:
+def _shut(conn: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     try:
-        conn.shutdown(socket.SHUT_RDWR)
+        conn.shutdown(how)
     except OSError:
         return  # it has just ended by itself
 

@@ -151,9 +151,9 @@ def test_an_absent_device_is_skipped_with_what_is_there(root, machine):
         return [skip.reason for skip in plan.skipped]
 
     assert reasons(machine, "cuda:1") == [
-        "no CUDA device is visible on this machine, so nothing runs on cuda:1 (see: litmus doctor)"]
+        "missing_device: no CUDA device is visible on this machine, so nothing runs on cuda:1 (see: litmus doctor)"]
     gpu = replace(machine, devices=(*machine.devices, Device("cuda:0", "Test GPU", 4 * 2**30)))
-    assert reasons(gpu, "cuda:1") == ["no device cuda:1 on this machine: it has cuda:0"]
+    assert reasons(gpu, "cuda:1") == ["missing_device: no device cuda:1 on this machine: it has cuda:0"]
     assert reasons(gpu, "cuda") == ["needs 8 GiB, cuda:0 has 4 GiB"]
 
 

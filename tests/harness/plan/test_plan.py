@@ -37,7 +37,7 @@ def test_seeds_are_the_users_for_trials_and_one_for_speed(root, machine):
         ("one:pace", {"profile": "smoke"}, "profile smoke does not run this experiment"),
         ("one:large", {}, "needs 500 GiB, the machine has 24 GiB"),
         ("one:pace", {"devices": ("cuda",)},
-         "no CUDA device is visible on this machine, so nothing runs on cuda (see: litmus doctor)"),
+         "missing_device: no CUDA device is visible on this machine, so nothing runs on cuda (see: litmus doctor)"),
         ("one:searched", {}, "not tuned: run 'litmus tune one:searched' (arms method, baseline)"),
     ],
 )

@@ -61,7 +61,7 @@ def test_every_field_survives_the_round_trip(tmp_path):
         metrics={"loss": 0.1, "curve": [1.0, 2.0]}, tuned={"lr": 0.01}, samples=samples, input_bytes=11,
         bytes_moved=1.5, flops=2.5, error=1e-9, tolerance=1e-6, data="d", stderr_tail="tail", repro="litmus repro c0",
         attempt=2, workspace_bytes=12.0, returned_bytes=13, cache="cold", other_samples=others,
-        how={"timer": "t", "processes": [{"dropped_rounds": 1}]},
+        how={"timer": "t", "processes": [{"dropped_rounds": 1}]}, worker={"name": "w", "lost": [{"name": "v"}]},
     )
     assert Record.from_json(full.to_json()) == full
     write_records(tmp_path, [full])
@@ -70,7 +70,7 @@ def test_every_field_survives_the_round_trip(tmp_path):
         timings, _, column = name.rpartition("samples_")
         expected = getattr(others if timings else samples, column) if "samples_" in name else getattr(full, name)
         found = row[name]
-        if name in ("point", "metrics", "tuned", "how"):
+        if name in ("point", "metrics", "tuned", "how", "worker"):
             found = json.loads(found)
         elif "samples_" in name:
             found = list(found)
@@ -167,7 +167,7 @@ def test_other_files_are_refused_by_name_with_the_next_step(tmp_path, make, mess
     assert caught.value.expected and caught.value.next_step
 
 
-NEW = ["workspace_bytes", "returned_bytes", "cache", "how", *OTHER_SAMPLE_COLUMNS]
+NEW = ["workspace_bytes", "returned_bytes", "cache", "how", "worker", *OTHER_SAMPLE_COLUMNS]
 
 
 def _as_version_1(path):
