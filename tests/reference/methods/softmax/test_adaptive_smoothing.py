@@ -222,8 +222,9 @@ def test_a_mixing_network_is_trained_on_the_digits():
     assert not any(p.requires_grad for p in net.parameters())
 
 
-def test_glyph_data_are_in_range_and_split_by_draw():
-    split = frontier.data("glyphs", 0)
+def test_data_are_in_range_and_differ_by_seed():
+    split = frontier.data("digits", 0)
     assert 0.0 <= split.train_x.min() <= split.train_x.max() <= 1.0
-    assert [len(part) for part in (split.train_y, split.val_y, split.test_y)] == [1200, 360, 360]
-    assert frontier.digest("glyphs", 0) != frontier.digest("glyphs", 1)
+    assert frontier.digest("digits", 0) != frontier.digest("digits", 1)
+    with pytest.raises(KeyError):
+        frontier.data("letters", 0)
