@@ -116,7 +116,7 @@ def test_thousands_of_factored_steps_equal_dense_ones(batch, count, numba):
         losses, gradient = take(hidden, targets, loss, eta)
         assert losses.mean().item() == pytest.approx(value, rel=1e-9)
         torch.testing.assert_close(gradient, below, rtol=1e-9, atol=1e-12)
-    assert (W - weight).norm() > weight.norm()  # it went somewhere
+    assert (W - weight).norm() > 0.5 * weight.norm()  # it went somewhere
     torch.testing.assert_close(state.weight(), W, rtol=0, atol=5e-14 * W.abs().max().item())
     torch.testing.assert_close(state.Q, W.T @ W, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(state.wbar, W.sum(0), rtol=1e-11, atol=1e-11)
