@@ -28,7 +28,7 @@ def merge(
     \b
     Examples:
       litmus merge results/amd-epyc-2c-24g-1a2b3c results/xeon-64c-512g-4d5e6f
-      litmus merge /mnt/a/results /mnt/b/results --out out/both
+      litmus merge a/results b/results --out out/both
     """
     from harness.judge.side_by_side import side_by_side
 
