@@ -26,6 +26,8 @@ GAMMA = 0.8
 DIM, SIDE, WIDTH = 64, 16, 16
 # turned, slanted and moved like the hard look, with less in the way: halves must be told apart at 16 pixels
 LOOK = glyphs.Look(blur_px=0.4, noise=0.05, clutter=0.0, occlusion=0.0)
+# wider than any good temperature here: the radius is to decide, not the range
+ALLOWED = Range(0.01, 0.6)
 _ISOGCLR_MOMENTUM, _ISOGCLR_CLIP = 0.5, 5.0
 
 
@@ -178,16 +180,15 @@ def balanced(classes: int, per_class: int, seed: int, part: str) -> Tensor:
 
 
 def objective_of(arm: str, anchors: int, tuned: dict[str, float], seed: int) -> nn.Module:
-    """``clip`` and ``sogclr`` take ``tau``, ``isogclr`` and ``tempnet`` ``rho`` and ``tau_max``."""
+    """``clip`` and ``sogclr`` take ``tau``, ``isogclr`` and ``tempnet`` take ``rho``."""
     if arm == "clip":
         return InBatch(tuned["tau"])
     if arm == "sogclr":
         return Fixed(anchors, tuned["tau"])
-    allowed = Range(0.01, tuned["tau_max"])
     if arm == "isogclr":
-        middle = (allowed.low + allowed.high) / 2
-        return Individual(anchors, tuned["rho"], allowed, rate=0.1 * allowed.high, start=middle)
-    return Predicted(anchors, tuned["rho"], allowed, seed)
+        start = (ALLOWED.low + ALLOWED.high) / 2
+        return Individual(anchors, tuned["rho"], ALLOWED, rate=0.1 * ALLOWED.high, start=start)
+    return Predicted(anchors, tuned["rho"], ALLOWED, seed)
 
 
 def fit(model: TwoView, images: Tensor, held_out: Tensor, steps: int, batch: int, lr: float, seed: int) -> float:
