@@ -82,7 +82,8 @@ def test_a_lost_workers_cell_is_tried_elsewhere_and_its_history_kept(two_process
     assert [(record.arm, record.status) for record in records] == [("before", "ok"), ("bad", "ok"), ("after", "ok")]
     lost = records[1].worker["lost"]
     assert len(lost) == 1 and lost[0]["name"] != records[1].worker["name"]
-    assert "lost" not in records[0].worker
+    if records[0].worker["name"] == lost[0]["name"]:  # else its message went down with the worker, and it ran again
+        assert "lost" not in records[0].worker
 
 
 @pytest.mark.parametrize("workers", [["w1", "w2", "w3", "w4"]])
