@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
+import empty_suite
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -22,25 +24,6 @@ if TYPE_CHECKING:
     from harness.run.journal import Journal
 
 LIMIT_S, PAIRS, WARM = 0.040, 150, 10
-
-CARD = """
-paper: {title: Empty cells, year: 2024}
-version: 1
-summary: A trial that does nothing, to see what everything around it costs.
-experiments:
-  empty: {kind: trial, arms: [only], seeds: 160, metrics: {value: {better: none}}}
-claims:
-  - {id: runs, statement: It runs., experiment: empty, estimate: {mean: value, of: only},
-     supported_if: ">= 0", refuted_if: "< 0"}
-"""
-SUITE = """
-from harness.declare.suite import Suite
-suite = Suite(__file__)
-
-@suite.trial("empty")
-def empty(arm, point, seed, device):
-    return {"value": 0.0}
-"""
 
 
 def main() -> int:
@@ -53,16 +36,13 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="litmus-engines-") as name:
         root = Path(name)
-        suite = root / "suites" / "overhead" / "empty"
-        suite.mkdir(parents=True)
-        (suite / "card.yaml").write_text(CARD)
-        (suite / "suite.py").write_text(SUITE)
+        empty_suite.write(root, seeds=PAIRS + WARM)
         cells = make_plan(root, Request(devices=("cpu",)), this_machine()).cells
         assert len(cells) == PAIRS + WARM
         here: list[float] = []
         there: list[float] = []
         with local_cluster(1, 0) as address, Journal(root / "run") as journal, \
-                LocalEngine(root, slots=1) as local, DaskEngine(root, address, ["overhead/empty"], jobs=1) as dask:
+                LocalEngine(root, slots=1) as local, DaskEngine(root, address, [empty_suite.NAME], jobs=1) as dask:
             local.ready()
             dask.ready()
             for number, cell in enumerate(cells):

@@ -15,30 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import empty_suite
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 LS_LIMIT_S, CELL_LIMIT_S, LOAD_LIMIT_S, KERNEL_LIMIT_S = 0.5, 0.060, 3.0, 0.3
 LS_REPEATS, KERNEL_REPEATS, CELLS, RECORDS = 5, 3, 50, 1_000_000
 
-CARD = """
-paper: {title: Empty cells, year: 2024}
-version: 1
-summary: A trial that does nothing, to see what everything around it costs.
-experiments:
-  empty: {kind: trial, arms: [only], seeds: 50, metrics: {value: {better: none}}}
-claims:
-  - {id: runs, statement: It runs., experiment: empty, estimate: {mean: value, of: only},
-     supported_if: ">= 0", refuted_if: "< 0"}
-"""
-SUITE = """
-from harness.declare.suite import Suite
-suite = Suite(__file__)
-
-@suite.trial("empty")
-def empty(arm, point, seed, device):
-    return {"value": 0.0}
-"""
 # The first call of each op in a new process, Numba's own import included, once torch is there.
 KERNELS = {
     "softmax": "from reference.kernels.softmax import softmax; softmax(torch.ones(4, 1000))",
@@ -101,10 +85,7 @@ def cell_s(folder: Path) -> float:
     from harness.run.journal import Journal
     from harness.run.lanes import run_cell
 
-    suite = folder / "suites" / "overhead" / "empty"
-    suite.mkdir(parents=True)
-    (suite / "card.yaml").write_text(CARD)
-    (suite / "suite.py").write_text(SUITE)
+    empty_suite.write(folder, seeds=CELLS)
     cells = make_plan(folder, Request(devices=("cpu",)), this_machine()).cells
     assert len(cells) == CELLS
     times: list[float] = []

@@ -10,6 +10,7 @@ from reference.methods.softmax import adaptive_smoothing as smoothing
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = {"data": "digits", "steps": 6, "attack_steps": 1}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -17,31 +18,10 @@ def suite():
     return load_suite(ROOT, "softmax/adaptive_smoothing")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Kept:
-    """Artefacts of this test session."""
-
-    def __init__(self):
-        self.built = {}
-
-    def get(self, suite, name, config, build):
-        key = name, repr(sorted(config.items()))
-        if key not in self.built:
-            self.built[key] = build(config)
-        return self.built[key]
-
-
 @pytest.fixture(scope="module")
-def prepared(suite):
+def prepared(suite, kept):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(suite, "artefacts", Kept())
+        patch.setattr(suite, "artefacts", kept)
         yield suite
 
 

@@ -68,21 +68,8 @@ def test_a_search_that_always_says_one_is_wrong(monkeypatch):
         assert check.prove(problem, problem.arms[name], drawn, buffers=None).fault is not None
 
 
-class Kept:
-    """Artefacts built once per test."""
-
-    def __init__(self):
-        self.built = {}
-
-    def get(self, suite, name, config, build):
-        key = f"{name}{sorted(config.items())}"
-        if key not in self.built:
-            self.built[key] = build(config)
-        return self.built[key]
-
-
-def test_trials_return_the_metrics_of_the_card(monkeypatch):
-    monkeypatch.setattr(suite, "artefacts", Kept())
+def test_trials_return_the_metrics_of_the_card(kept, monkeypatch):
+    monkeypatch.setattr(suite, "artefacts", kept)
     point = {"large": "1x16", "small": "1x16", "pretrain": 2, "tuning": 0.005, "asked": 4}
     for name, tuned in (("single", {"alpha": 1.0}), ("multi", {"alpha": 0.5, "scale": 0.5})):
         experiment = suite.card.experiments[name]

@@ -13,6 +13,7 @@ from reference.methods.softmax import lame_test_time_adaptation as lame
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = {"corruption": "noise", "order": "bursts", "prior": "balanced", "images": 128, "steps": 8}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +27,9 @@ def module(suite):
     return suite.trials["streams"].__globals__
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Kept:
-    """Artefacts of this test session."""
-
-    def __init__(self):
-        self.built = {}
-
-    def get(self, suite, name, config, build):
-        key = name, *sorted(config.items())
-        if key not in self.built:
-            self.built[key] = build(config)
-        return self.built[key]
-
-
 @pytest.fixture(scope="module")
-def prepared(suite):
-    before, suite.artefacts = suite.artefacts, Kept()
+def prepared(suite, kept):
+    before, suite.artefacts = suite.artefacts, kept
     yield suite
     suite.artefacts = before
 

@@ -11,29 +11,7 @@ from suites.softmax.vq_logits import speed
 from suites.softmax.vq_logits.suite import suite
 
 POINT = {"rows": 5, "shape": "300x16", "threads": 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def kept():
-    """One cache for all cells, as in a run."""
-    found = {}
-
-    class Kept:
-        def get(self, name, item, config, build):
-            key = item, str(sorted(config.items()))
-            if key not in found:
-                found[key] = build(config)
-            return found[key]
-
-    return Kept()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_claim_of_the_paper_is_on_the_card():

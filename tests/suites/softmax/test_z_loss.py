@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from harness.declare.suite import SkipArm
 from harness.run import check
@@ -13,15 +12,7 @@ from suites.softmax.z_loss.suite import least_gap, loss_of, suite
 
 TUNED = {"head_lr": 1.0, "trunk_lr": 0.01, "sharpness": 0.3, "location": 0.25, "epsilon": 0.01}
 TOPS = (1, 5, 10, 20, 50, 100)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_claim_of_the_paper_is_on_the_card():
