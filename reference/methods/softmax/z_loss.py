@@ -141,14 +141,20 @@ def parts_of(outputs: Tensor, targets: Tensor) -> Parts:
     return Parts(outputs.sum(-1), outputs.square().sum(-1), outputs.gather(-1, targets[:, None])[:, 0])
 
 
-class DenseHead(nn.Module):
-    """An output layer that computes all D outputs and is trained with any of the losses; weights N(0, 1/width)."""
+def parts_without_outputs(weight: Tensor, hidden: Tensor, targets: Tensor) -> Parts:
+    """The same of outputs hidden @ weight^T, from W^T 1, W^T W and the targets' rows of W: O(D d^2) for any batch."""
+    q = ((hidden @ (weight.T @ weight)) * hidden).sum(-1)
+    return Parts(hidden @ weight.sum(0), q, (weight[targets] * hidden).sum(-1))
 
-    def __init__(self, width: int, classes: int, loss: Loss, seed: int):
+
+class DenseHead(nn.Module):
+    """An output layer that can be trained with any of the losses; weights N(0, scale^2 / width)."""
+
+    def __init__(self, width: int, classes: int, loss: Loss, seed: int, scale: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, width))
         self.kind = loss
-        fill_normal(self.weight, 1 / math.sqrt(width), seed, "head.weight")
+        fill_normal(self.weight, scale / math.sqrt(width), seed, "head.weight")
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """[rows, width] -> log p [rows, D], or outputs that rank the classes where the loss has no probabilities."""
@@ -156,8 +162,11 @@ class DenseHead(nn.Module):
         return outputs if isinstance(self.kind, ZLoss) else self.kind.scores(outputs)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss, a scalar."""
-        outputs = linear(hidden, self.weight)
+        """Mean loss, a scalar; of a spherical loss by the cheaper way, which for large batches computes no outputs."""
         if isinstance(self.kind, LogSoftmax):
-            return nn.functional.cross_entropy(outputs, targets)
-        return self.kind.loss(parts_of(outputs, targets), outputs.shape[-1]).mean()
+            return nn.functional.cross_entropy(linear(hidden, self.weight), targets)
+        if len(hidden) > self.weight.shape[1]:
+            parts = parts_without_outputs(self.weight, hidden, targets)
+        else:
+            parts = parts_of(linear(hidden, self.weight), targets)
+        return self.kind.loss(parts, len(self.weight)).mean()

@@ -15,7 +15,7 @@ from reference.methods.softmax import z_loss as z
 from reference.methods.softmax import z_loss_factored as factored
 from reference.methods.softmax import z_loss_words as experiment
 from reference.methods.softmax.z_loss_steps import FactoredNumba
-from reference.testbeds import word_lm, words
+from reference.testbeds import word_lm
 from reference.testbeds.seeding import generator
 from suites.softmax.z_loss.speed import step_problem
 
@@ -38,11 +38,11 @@ def step(point: Point, rng: np.random.Generator, device: str) -> Problem:
 @suite.trial("words")
 def train_words(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
     """One loss from scratch."""
-    text = suite.prepare("words", {"vocabulary": point["vocabulary"]}, lambda c: words.words(c["vocabulary"]))
+    text = suite.prepare("words", {"vocabulary": point["vocabulary"]}, experiment.text_of)
     suite.uses_data("DOC words", text.digest)
     setting = experiment.Setting(text, point["steps"], seed_for("data", seed), seed_for("init", seed))
-    trunk_lr = tuned.get("trunk_lr", point["trunk_lr"])
-    model, history = experiment.train_with(setting, loss_of(arm, tuned), tuned["head_lr"], trunk_lr)
+    rates = tuned["head_lr"], tuned["trunk_lr"], tuned.get("scale", 1.0)
+    model, history = experiment.train_with(setting, experiment.loss_of(arm, tuned), *rates)
     last = history.train_loss[-max(1, point["steps"] // 10):]
 
     def errors(side: torch.Tensor, count: int) -> dict[int, float]:
@@ -53,15 +53,6 @@ def train_words(arm: str, point: Point, seed: int, device: str, tuned: Mapping[s
         **{f"error_{k}": value for k, value in errors(text.test, TEST_WINDOWS).items()},
         "train_loss": float(np.mean(last)),
     }
-
-
-def loss_of(arm: str, tuned: Mapping[str, Any]) -> z.Loss:
-    """The arm's loss with its tuned hyperparameters."""
-    if arm == "z_loss":
-        return z.ZLoss(tuned["sharpness"], tuned["location"])
-    if arm == "spherical":
-        return z.SphericalSoftmax(tuned["epsilon"])
-    return {"log_softmax": z.LogSoftmax, "squared": z.SquaredError, "taylor": z.TaylorSoftmax}[arm]()
 
 
 @suite.estimate("least_gap")

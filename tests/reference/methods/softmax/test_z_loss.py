@@ -235,6 +235,31 @@ def test_the_head_takes_plain_descent_steps(setting):
     torch.testing.assert_close(model.head.weight, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_parts_without_outputs_are_those_of_the_outputs():
+    weight, hidden, targets = draw(30, 4), draw(9, 4, seed=1), ids(30, 9)
+    for mine, right in zip(z.parts_without_outputs(weight, hidden, targets), z.parts_of(hidden @ weight.T, targets),
+                           strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_head_has_the_same_gradient_whichever_way_its_loss_is_computed(name):
+    gradients = []
+    for size in (9, 3):  # more rows than inputs, and fewer
+        head = z.DenseHead(4, 30, LOSSES[name], 1, scale=0.5).double()
+        hidden, targets = draw(9, 4, seed=1), ids(30, 9)
+        parts = zip(hidden.split(size), targets.split(size), strict=True)
+        sum(head.loss(*part) * size / 9 for part in parts).backward()
+        gradients.append(head.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_not_a_number_is_a_miss(setting):
+    model = word_lm.WordLM("ngram", 256, 0, 16, 2)
+    model.head.weight.data.fill_(torch.nan)
+    assert set(z_loss_words.top_errors(model, word_lm.windows(setting.text.test, 32, 2)).values()) == {1.0}
+
+
 def test_top_errors_count_ranks_and_halve_ties(setting):
     model = word_lm.WordLM("ngram", 256, 0, 16, 2)
 
