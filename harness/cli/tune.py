@@ -18,7 +18,8 @@ def tune(
 ) -> None:
     """Search the grids that the card declares and write the winners to the suite's tuned.yaml.
 
-    Every arm gets the same number of trials, on seeds that no reported trial uses.
+    Every arm gets the same number of trials, on seeds that no reported trial uses. It may be stopped at any time: the
+    next call goes on with what is missing.
 
     \b
     Examples:

@@ -68,11 +68,17 @@ class Card(Model):
     @model_validator(mode="after")
     def _coherent(self) -> Card:
         distinct("claims", [claim.id for claim in self.claims])
+        for name, experiment in self.experiments.items():
+            known("search", experiment.tuned_from.values(), self._searches(), f"experiments.{name}.tuned_from")
         for claim in self.claims:
             needs: list[Part | Requirement] = [*claim.resolved_parts(), *claim.requires]
             for need in needs:
                 self._check_need(claim, need)
         return self
+
+    def _searches(self) -> list[str]:
+        """Every ``experiment:arm`` that has a grid."""
+        return [f"{name}:{arm}" for name, item in self.experiments.items() if item.tune for arm in item.tune.grid]
 
     def _check_need(self, claim: Claim, need: Part | Requirement) -> None:
         name, at = need.experiment or claim.experiment, f"claims[{claim.id}]"

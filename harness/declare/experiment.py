@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from harness.declare.checks import Model, distinct, known
 from harness.declare.estimate_spec import SPEED_METRICS
 from harness.declare.explain import CardFault
-from harness.declare.fields import Scalar, ScalarField
+from harness.declare.fields import NumberField, Scalar, ScalarField, ScalarsField
 
 Profile = Literal["smoke", "small", "full"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -43,11 +43,16 @@ class Measure(Model):
 
 
 class Tune(Model):
-    """A fair search: every arm gets as many trials, on seeds disjoint from the reported ones."""
+    """A fair search: every arm gets as many trials, on seeds disjoint from the reported ones.
+
+    ``point`` gives the axes' values, one or a list of them; the score is the mean over all their combinations and
+    seeds. ``limits`` are the smallest and largest value that a hyperparameter may take when a grid is extended.
+    """
 
     metric: str
     seeds: int = Field(default=2, ge=1)
-    point: dict[str, ScalarField] = Field(default_factory=dict)
+    point: dict[str, ScalarsField] = Field(default_factory=dict)
+    limits: dict[str, tuple[NumberField, NumberField]] = Field(default_factory=dict)
     grid: dict[str, dict[str, list[ScalarField]]]
 
 
@@ -86,6 +91,7 @@ class Experiment(Model):
     memory_gib: float = Field(default=8.0, gt=0)
     measure: Measure = Measure()
     tune: Tune | None = None
+    tuned_from: dict[str, str] = Field(default_factory=dict)
     fast_path: FastPath | None = None
     help: str = ""
 
@@ -120,11 +126,21 @@ class Experiment(Model):
             known("arm", self.tune.grid, self.arms, "tune.grid")
             known("metric", [self.tune.metric], self.metrics, "tune.metric")
             known("axis", self.tune.point, self.axes, "tune.point")
+            names = {name for grid in self.tune.grid.values() for name in grid}
+            known("hyperparameter", self.tune.limits, sorted(names), "tune.limits")
             sizes = {arm: _grid_size(grid) for arm, grid in self.tune.grid.items()}
             if len(set(sizes.values())) > 1:
                 found = ", ".join(f"{arm}: {size}" for arm, size in sizes.items())
                 raise CardFault("the tuning grids differ in size", value=found,
                                 expected="as many trials for every arm", next_step="make the grids equally large")
+        return self
+
+    @model_validator(mode="after")
+    def _borrows_for_its_arms(self) -> Experiment:
+        known("arm", self.tuned_from, self.arms, "tuned_from")
+        if self.tuned_from and self.kind != "trial":
+            raise CardFault("a speed experiment takes no tuned values", key="tuned_from", expected="kind: trial",
+                            next_step="remove 'tuned_from'")
         return self
 
     @model_validator(mode="after")
@@ -140,6 +156,11 @@ class Experiment(Model):
             raise CardFault("every arm is a peer", key="fast_path.peers", value=", ".join(self.arms),
                             expected="at least one arm that is ours", next_step="leave our arms out of 'peers'")
         return self
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the trial function takes ``tuned``: the arms have a grid of their own, or another search's winner."""
+        return self.tune is not None or bool(self.tuned_from)
 
     def metric_names(self) -> list[str]:
         """The metrics an estimate may use."""

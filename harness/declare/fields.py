@@ -57,9 +57,15 @@ def _where(value: Any) -> Any:
     return [_scalar(item) for item in value] if isinstance(value, list) else _scalar(value)
 
 
+def _one_or_more(value: Any) -> Any:
+    return [_scalar(item) for item in value] if isinstance(value, list) and value else _scalar(value)
+
+
 NumberField = Annotated[float, BeforeValidator(_number)]
 Scalar = bool | int | float | str
 ScalarField = Annotated[Scalar, BeforeValidator(_scalar)]
+# A value of an axis or a list of them.
+ScalarsField = Annotated[Scalar | list[Scalar], BeforeValidator(_one_or_more)]
 ConditionField = Annotated[str, BeforeValidator(_condition)]
 # A value of an axis, a list of them, or a condition on them.
 WhereField = Annotated[Scalar | list[Scalar], BeforeValidator(_where)]

@@ -33,15 +33,33 @@ def parse_mapping(text: str, where: object, what: str, keys: Iterable[str], next
     return data
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # base chosen at run time
-    """A safe loader that refuses a key given twice, which YAML would silently overwrite."""
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_KEYS = 10_000  # of one mapping with all that it merges: no card needs more, and merges of merges multiply
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # base chosen at run time
+    """A safe loader that refuses a key given twice, which YAML would silently overwrite.
+
+    A merge (``<<: *name``) is no repetition: what the mapping says itself goes before what it takes over.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        self._refuse_twice(node)
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, "a mapping merges too many keys", node.start_mark)
+
+    def _refuse_twice(self, node: yaml.MappingNode) -> None:
+        checked: set[int] = self.__dict__.setdefault("_checked", set())
+        if id(node) in checked:  # once merged, a mapping holds keys of two sources
+            return
+        checked.add(id(node))
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             if isinstance(key, str | int):
                 seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.declare.experiment import Experiment
 from harness.declare.fields import Scalar
 from harness.errors import LitmusError
 
@@ -29,6 +30,7 @@ class Winner(BaseModel):
     values: dict[str, Scalar]
     trials: list[Score]
     extended: bool = False
+    at_edge: list[str] = Field(default_factory=list)  # where a value beyond the winner's was never tried
 
 
 class TunedExperiment(BaseModel):
@@ -40,7 +42,7 @@ class TunedExperiment(BaseModel):
     code: str
     metric: str
     seeds: list[int]
-    point: dict[str, Scalar]
+    point: dict[str, Scalar | list[Scalar]]
     arms: dict[str, Winner]
 
 
@@ -49,6 +51,26 @@ class Tuned(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     experiments: dict[str, TunedExperiment] = Field(default_factory=dict)
+
+    def given(self, experiment: Experiment, name: str, arm: str) -> dict[str, Any]:
+        """What a trial of ``arm`` gets as ``tuned``: its own winner's values and those that it takes from another."""
+        return {**self.taken(experiment, arm), **(self.values(name, arm) or {})}
+
+    def taken(self, experiment: Experiment, arm: str) -> Mapping[str, Any]:
+        """The winner's values that ``arm`` takes from another search; none where it takes no other's."""
+        source = experiment.tuned_from.get(arm)
+        return (self.values(*source.split(":")) if source else None) or {}
+
+    def missing(self, experiment: Experiment, name: str) -> list[tuple[str, str]]:
+        """The (experiment, arm) whose winners the experiment ``name`` needs and that were not searched yet."""
+        own = [(name, arm) for arm in experiment.tune.grid] if experiment.tune else []
+        return [pair for pair in own + self.borrowed(experiment) if self.values(*pair) is None]
+
+    @staticmethod
+    def borrowed(experiment: Experiment) -> list[tuple[str, str]]:
+        """The (experiment, arm) whose winners ``experiment`` takes over, each once."""
+        pairs = [tuple(source.split(":")) for source in experiment.tuned_from.values()]
+        return list(dict.fromkeys((of, arm) for of, arm in pairs))
 
     def values(self, experiment: str, arm: str) -> Mapping[str, Any] | None:
         """The winning hyperparameters of an arm, None where it was not tuned."""

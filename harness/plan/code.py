@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,17 @@ _PROJECT_PACKAGES = ("reference", "suites")
 
 def code_hash(root: Path, folder: Path) -> str:
     """16 hex digits over the suite's Python files and their static imports below ``reference/`` and ``suites/``."""
+    return _hash(root, code_files(root, folder))
+
+
+def file_hash(root: Path, path: Path) -> str:
+    """The same over one Python file of the project and its static imports."""
+    return _hash(root, _closure(root, [path]))
+
+
+def _hash(root: Path, files: set[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(code_files(root, folder)):
+    for path in sorted(files):
         state = path.stat()
         normal = _normal(path, (state.st_mtime_ns, state.st_size))
         digest.update(str(path.relative_to(root)).encode() + b"\0" + normal + b"\0")
@@ -24,7 +33,11 @@ def code_hash(root: Path, folder: Path) -> str:
 
 def code_files(root: Path, folder: Path) -> set[Path]:
     """The files behind :func:`code_hash`; kernels in other languages beside an imported module count too."""
-    todo = list(folder.glob("*.py"))
+    return _closure(root, folder.glob("*.py"))
+
+
+def _closure(root: Path, files: Iterable[Path]) -> set[Path]:
+    todo = list(files)
     seen: set[Path] = set()
     while todo:
         path = todo.pop()

@@ -113,10 +113,11 @@ def _suite_cells(
         experiment = declared.in_profile(request.profile)
         reason = None if experiment else f"profile {request.profile} does not run this experiment"
         experiment = experiment or declared
-        if reason is None and declared.tune is not None:
-            missing = [arm for arm in declared.tune.grid if tuned.values(name, arm) is None]
-            if missing:
-                reason = f"not tuned: run 'litmus tune {entry.slug}:{name}' (arms {', '.join(missing)})"
+        missing = tuned.missing(declared, name)
+        if reason is None and missing:
+            search = missing[0][0]
+            arms = ", ".join(arm for of, arm in missing if of == search)
+            reason = f"not tuned: run 'litmus tune {entry.slug}:{search}' (arms {arms})"
         for device in _devices_of(experiment, devices, request):
             for point, seed in _points(experiment, request):
                 if not any(_takes_point(selector, point) for selector in taking):
@@ -124,8 +125,8 @@ def _suite_cells(
                 yield Cell(
                     suite=entry.name, experiment=name, kind=experiment.kind, point=point, seed=seed, device=device,
                     profile=request.profile, arms=tuple(experiment.arms), card_version=entry.card.version, code=code,
-                    tuned={arm: dict(tuned.values(name, arm) or {}) for arm in experiment.arms}
-                    if declared.tune else {},
+                    tuned={arm: tuned.given(declared, name, arm) for arm in experiment.arms}
+                    if declared.is_tuned else {},
                     measure=experiment.measure, timeout_s=experiment.timeout_s, memory_gib=experiment.memory_gib,
                 ), reason
 

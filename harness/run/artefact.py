@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import IO, Any
 
 from harness.declare.seeds import seed_for
 from harness.errors import LitmusError
+from harness.plan.code import file_hash
 from harness.plan.machine import software
 from harness.run import stage
 
@@ -28,40 +30,47 @@ _IRRELEVANT = ("kernel",)
 class Cache:
     """The cache of one worker. ``code`` is the hash of the suite's code; ``note`` tells the user what went wrong.
 
-    ``prepare_ns`` counts all time spent here, waiting for another worker's build included. Every call returns a new
-    copy, built or read alike, so that no arm sees what another did to it. The cache holds pickles: it is only ever
+    An artefact depends on the code that builds it: where ``build`` is a module's plain function, on that module and
+    what it imports here; otherwise (a lambda, a closure, an object) on the whole suite. ``prepare_ns`` counts all time
+    spent here, waiting for another worker's build included. Every call returns a new copy, built or read alike, so that no arm sees what another did to it. The cache holds pickles: it is only ever
     written by this project's own workers on this machine.
     """
 
     def __init__(self, root: Path, code: str, note: Callable[[str], None]) -> None:
         self.folder = root / ".litmus" / "cache"
         self.code, self.note = code, note
+        self.root = root
         self.prepare_ns = 0
+        self._inside = False  # a build may ask for another artefact, and no time is counted twice
 
     def get(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Any]) -> Any:
         """The artefact of ``build(config)``. Raises LitmusError where ``config`` is not plain data.
 
-        ``build`` runs with generators seeded from the key and finds the caller's generators untouched afterwards.
+        ``build`` runs with generators seeded from name and config; the caller's are untouched afterwards.
         """
-        begin = time.perf_counter_ns()
+        begin, outermost = time.perf_counter_ns(), not self._inside
+        self._inside = True
         try:
             with stage.preparing():
                 return pickle.loads(self._payload(suite, name, config, build))
         finally:
-            self.prepare_ns += time.perf_counter_ns() - begin
+            if outermost:
+                self._inside = False
+                self.prepare_ns += time.perf_counter_ns() - begin
 
-    def key(self, name: str, config: Mapping[str, Any]) -> str:
+    def key(self, name: str, config: Mapping[str, Any], code: str) -> str:
         """16 hex digits over name, config, code and library versions."""
         versions = {item: version for item, version in software().items() if item not in _IRRELEVANT}
         try:
-            text = json.dumps([name, dict(config), self.code, versions], sort_keys=True)
+            text = json.dumps([name, dict(config), code, versions], sort_keys=True)
         except TypeError as error:
             raise LitmusError(f"the config of artefact '{name}' is not plain data", value=str(error),
                               expected="numbers, words, lists and mappings of them") from error
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _payload(self, suite: str, name: str, config: Mapping[str, Any], build: Callable[..., Any]) -> bytes:
-        key = self.key(name, config)
+        code = self._code_of(build)
+        key = self.key(name, config, code)
         path = self.folder / f"{name}-{key}.pkl"
         try:
             kept = self._read(path)
@@ -70,18 +79,24 @@ class Cache:
             lock = _locked(path.with_suffix(".lock"))
         except OSError as error:
             self._cannot_keep(name, error)
-            return _build(key, config, build)[0]
+            return _build(name, config, build)[0]
         with lock:
             kept = self._read(path)  # another worker may have built it while this one waited
             if kept is None:
-                kept, seconds = _build(key, config, build)
-                about = {"suite": suite, "name": name, "config": dict(config), "code": self.code,
+                kept, seconds = _build(name, config, build)
+                about = {"suite": suite, "name": name, "config": dict(config), "code": code,
                          "build_s": seconds, "built_at": time.time()}
                 try:
                     _write(path, kept, about)
                 except OSError as error:
                     self._cannot_keep(name, error)
             return kept
+
+    def _code_of(self, build: Callable[..., Any]) -> str:
+        if not isinstance(build, FunctionType) or build.__closure__ or build.__name__ == "<lambda>":
+            return self.code
+        path = Path(build.__code__.co_filename)
+        return file_hash(self.root, path) if path.is_relative_to(self.root) else self.code
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
         self.note(f"artefact '{name}' cannot be kept ({error.strerror}: {error.filename}); it is built anew each time")
@@ -98,9 +113,10 @@ class Cache:
         return payload
 
 
-def _build(key: str, config: Mapping[str, Any], build: Callable[..., Any]) -> tuple[bytes, float]:
+def _build(name: str, config: Mapping[str, Any], build: Callable[..., Any]) -> tuple[bytes, float]:
     begin = time.perf_counter()
-    with _own_generators(seed_for("prepare", key)):
+    # Neither code nor versions go into the seed: an edit that changes nothing must not change the numbers.
+    with _own_generators(seed_for("prepare", name, json.dumps(dict(config), sort_keys=True))):
         built = build(config)
     return pickle.dumps(built, protocol=pickle.HIGHEST_PROTOCOL), time.perf_counter() - begin
 

@@ -49,7 +49,7 @@ def data_of(suite: Suite) -> str | None:
 
 
 def _outcome(cell: Cell, suite: Suite, experiment: Experiment, arm: str) -> Record:
-    extra = {"tuned": dict(cell.tuned.get(arm, {}))} if experiment.tune is not None else {}
+    extra = {"tuned": dict(cell.tuned.get(arm, {}))} if experiment.is_tuned else {}
     try:
         returned = suite.trials[cell.experiment](
             arm=arm, point=dict(cell.point), seed=cell.seed, device=cell.device, **extra

@@ -1,4 +1,7 @@
-"""The fair search: every arm tries its grid, as many trials each, on seeds that no reported trial uses."""
+"""The fair search: every arm tries its grid, as many trials each, on seeds that no reported trial uses.
+
+Scores are kept as they come (below ``.litmus/tune``), so a search that was cut off goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,12 @@ from harness.run.engine.base import Engine
 from harness.run.engine.local import LocalEngine
 from harness.run.lanes import run_cell
 from harness.run.progress import Progress
+from harness.run.scores import Scores
 
 Values = dict[str, Scalar]
 _MAX_EXTENSIONS = 2
 _DIGITS = 6
+_NO_LIMITS = (-math.inf, math.inf)
 
 
 def tune(
@@ -43,9 +48,10 @@ def tune(
 ) -> Path:
     """Search the grids of ``experiment`` (all with ``tune:`` if None) and write the winners to ``tuned.yaml``.
 
-    Where an arm's best value lies at the edge of a one-dimensional numeric grid, that arm's grid grows by a step, at
-    most twice; the same holds for every arm. Raises LitmusError where nothing is to be tuned, or no trial of an arm
-    gives a finite score.
+    Where an arm's best value lies at the edge of a numeric axis of its grid, that axis grows by a step, the others held
+    at their best, at most twice for each arm and within the card's ``limits``; an edge that is left is named in
+    ``at_edge``. Raises LitmusError where nothing is to be tuned, no trial of an arm gives a finite score, or a winner
+    that the experiment takes from another search is not there yet.
     """
     entry = Catalog(root).get(suite)
     names = _experiments(entry.card, experiment, entry.folder)
@@ -69,7 +75,13 @@ def _experiments(card: Card, wanted: str | None, folder: Path) -> list[str]:
     if not chosen:
         raise LitmusError("nothing to tune", where=folder / "card.yaml", key="tune", value=wanted,
                           expected=did_you_mean(wanted or "", tunable) if tunable else "an experiment with 'tune:'")
-    return chosen
+    return sorted(chosen, key=lambda name: _depth(card, name))
+
+
+def _depth(card: Card, name: str, below: frozenset[str] = frozenset()) -> int:
+    """How many searches the one of ``name`` waits for, one after the other."""
+    others = {of for of, _ in Tuned.borrowed(card.experiments[name])} - {name} - below
+    return 1 + max((_depth(card, other, below | {name}) for other in others), default=-1)
 
 
 def grid_points(grid: Mapping[str, Sequence[Scalar]]) -> list[Values]:
@@ -77,10 +89,11 @@ def grid_points(grid: Mapping[str, Sequence[Scalar]]) -> list[Values]:
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def next_value(values: Sequence[Scalar], best: Scalar) -> float | int | None:
+def next_value(values: Sequence[Scalar], best: Scalar, limits: tuple[float, float] = _NO_LIMITS) -> float | int | None:
     """One step beyond ``values`` where ``best`` is their smallest or largest number; None where it is not.
 
     Evenly spaced grids go on evenly, others by the ratio of the last two; a grid of positive numbers stays positive.
+    A step beyond one of the ``limits`` ends on it; beyond a value that is a limit nothing is left to try.
     """
     numbers = sorted({value for value in values if isinstance(value, int | float) and not isinstance(value, bool)})
     if len(numbers) < 2 or len(numbers) != len(values) or best not in (numbers[0], numbers[-1]):
@@ -92,8 +105,12 @@ def next_value(values: Sequence[Scalar], best: Scalar) -> float | int | None:
     if numbers[0] > 0 and (not even or step <= 0):
         step = edge * (edge / inner)
     if all(isinstance(value, int) for value in numbers):
-        return None if round(step) == edge or (numbers[0] > 0 >= round(step)) else round(step)
-    return float(f"{step:.{_DIGITS}g}")
+        whole = round(step)
+        if not limits[0] <= whole <= limits[1]:
+            whole = math.ceil(limits[0]) if whole < limits[0] else math.floor(limits[1])
+        return None if whole in numbers or (numbers[0] > 0 >= whole) else whole
+    step = float(f"{min(max(step, limits[0]), limits[1]):.{_DIGITS}g}")
+    return None if step in numbers else step
 
 
 @dataclass
@@ -102,7 +119,8 @@ class _Arm:
 
     name: str
     grid: dict[str, list[Scalar]]
-    tried: list[tuple[Values, list[float | None]]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tried: list[tuple[Values, list[float | None]]] = field(default_factory=list)
     extensions: int = 0
 
     def scores(self) -> list[float | None]:
@@ -118,17 +136,27 @@ class _Arm:
         return (max if higher else min)(finite, key=lambda item: item[0])[1]
 
     def extension(self, higher: bool) -> Values | None:
-        """What to try next because the best lies at the edge; None where the search is over."""
-        best, varied = self.best(higher), [name for name, values in self.grid.items() if len(values) > 1]
-        if best is None or len(varied) != 1 or self.extensions >= _MAX_EXTENSIONS:
+        """What to try next because the best lies at an edge; None where the search is over."""
+        if self.extensions >= _MAX_EXTENSIONS:
             return None
-        axis = varied[0]
-        value = next_value(self.grid[axis], best[axis])
-        if value is None:
-            return None
-        self.grid[axis].append(value)
-        self.extensions += 1
-        return {**best, axis: value}
+        for axis, value in self._beyond(higher).items():
+            tried = {**self.best(higher), axis: value}  # type: ignore[dict-item]  # _beyond has found a best
+            self.grid[axis].append(value)
+            self.extensions += 1
+            return tried
+        return None
+
+    def edges(self, higher: bool) -> list[str]:
+        """The axes on which the best still lies at the edge of what was tried."""
+        return list(self._beyond(higher))
+
+    def _beyond(self, higher: bool) -> Values:
+        best = self.best(higher)
+        if best is None:
+            return {}
+        steps = {axis: next_value(values, best[axis], self.limits.get(axis, _NO_LIMITS))
+                 for axis, values in self.grid.items()}
+        return {axis: step for axis, step in steps.items() if step is not None}
 
 
 @dataclass
@@ -147,10 +175,13 @@ class _Search:
     def run(self) -> TunedExperiment:
         tune_, experiment = self._declared()
         self.code = code_hash(self.root, self.folder)
-        self.point = {**{axis: values[0] for axis, values in experiment.axes.items()}, **tune_.point}
+        self.tuned = self._winners_to_take()
+        self.scores = Scores(self.root / ".litmus" / "tune" / f"{self.suite.replace('/', '-')}-{self.name}.jsonl")
+        axes = {**{axis: values[0] for axis, values in experiment.axes.items()}, **tune_.point}
+        self.points = grid_points({axis: value if isinstance(value, list) else [value] for axis, value in axes.items()})
         self.seeds = [TUNING_OFFSET + index for index in range(tune_.seeds)]
         higher = experiment.better(tune_.metric) == "higher"
-        arms = [_Arm(name, {axis: list(values) for axis, values in grid.items()}, [])
+        arms = [_Arm(name, {axis: list(values) for axis, values in grid.items()}, tune_.limits)
                 for name, grid in tune_.grid.items()]
         todo = [(arm, values) for arm in arms for values in grid_points(arm.grid)]
         while todo:
@@ -159,12 +190,27 @@ class _Search:
             todo = [(arm, values) for arm, values in steps if values is not None]
             for arm, values in todo:
                 self.progress.note(f"{arm.name}: the best value lies at the edge of the grid; trying {values}")
+        for arm in arms:
+            if edges := arm.edges(higher):
+                self.progress.note(f"{arm.name}: the best {' and '.join(edges)} still lies at the edge of what was "
+                                   "tried; widen its grid in the card, and every other arm's by as much")
         commit, _ = commit_of(self.root)
         return TunedExperiment(
             command=f"litmus tune {self.suite}:{self.name}", commit=commit or "none", code=self.code,
-            metric=tune_.metric, seeds=self.seeds, point=self.point,
+            metric=tune_.metric, seeds=self.seeds, point=axes,
             arms={arm.name: self._winner(arm, higher) for arm in arms},
         )
+
+    def _winners_to_take(self) -> Tuned:
+        """``tuned.yaml`` as it is, where it has all winners that the experiment takes from other searches."""
+        tuned, experiment = load_tuned(self.folder / "tuned.yaml"), self.card.experiments[self.name]
+        for of, arm in tuned.borrowed(experiment):
+            if of != self.name and tuned.values(of, arm) is None:
+                raise LitmusError("a winner that this search takes from another is not there yet",
+                                  where=self.folder / "card.yaml", key=f"experiments.{self.name}.tuned_from",
+                                  value=f"{of}:{arm}", expected="a search that was made before",
+                                  next_step=f"litmus tune {self.suite}:{of}")
+        return tuned
 
     def _declared(self) -> tuple[Tune, Experiment]:
         experiment = self.card.experiments[self.name].in_profile("small") or self.card.experiments[self.name]
@@ -176,38 +222,45 @@ class _Search:
         return experiment.tune, experiment
 
     def _try(self, experiment: Experiment, metric: str, todo: list[tuple[_Arm, Values]]) -> None:
-        cells = [self._cell(experiment, arm.name, values, seed) for arm, values in todo for seed in self.seeds]
-        self.progress.planned(Plan(tuple(cells), ()))
-        records = iter(self._run(cells))
-        for arm, values in todo:
-            arm.tried.append((values, [_finite(next(records), metric) for _ in self.seeds]))
+        cells = [[self._cell(experiment, arm.name, values, point, seed) for point in self.points for seed in self.seeds]
+                 for arm, values in todo]
+        missing = [cell for line in cells for cell in line if cell.id not in self.scores]
+        known = sum(map(len, cells)) - len(missing)
+        if known:
+            self.progress.note(f"{known} trials are known from an earlier search; to make them anew, delete "
+                               f"{self.scores.path.relative_to(self.root)}")
+        self.progress.planned(Plan(tuple(missing), ()))
+        self._run(missing)
+        for (arm, values), line in zip(todo, cells, strict=True):
+            arm.tried.append((values, [self.scores.value(cell.id, metric) for cell in line]))
 
-    def _cell(self, experiment: Experiment, arm: str, values: Values, seed: int) -> Cell:
+    def _cell(self, experiment: Experiment, arm: str, values: Values, point: Values, seed: int) -> Cell:
+        tuned = {arm: {**self.tuned.taken(experiment, arm), **values}}
         return Cell(
-            suite=self.suite, experiment=self.name, kind="trial", point=self.point, seed=seed, device="cpu",
-            profile="small", arms=(arm,), card_version=self.card.version, code=self.code, tuned={arm: values},
+            suite=self.suite, experiment=self.name, kind="trial", point=point, seed=seed, device="cpu",
+            profile="small", arms=(arm,), card_version=self.card.version, code=self.code, tuned=tuned,
             measure=Measure(), timeout_s=experiment.timeout_s, memory_gib=experiment.memory_gib,
         )
 
-    def _run(self, cells: Sequence[Cell]) -> list[Record]:
+    def _run(self, cells: Sequence[Cell]) -> None:
         with ThreadPoolExecutor(self.engine.slots, thread_name_prefix="tune") as pool:
             try:
-                return list(pool.map(self._one, cells))
+                list(pool.map(self._one, cells))
             except BaseException:
                 self.engine.cancel()
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _one(self, cell: Cell) -> Record:
+    def _one(self, cell: Cell) -> None:
         records: list[Record] = []
         begin_s = time.monotonic()
         with self.lock:
             self.progress.started(cell)
         run_cell(self.engine, self.root, cell, cell.arms, records.append, self.progress.note)
         with self.lock:
+            self.scores.add(records[0])
             self.progress.recorded(records[0])
             self.progress.finished(cell, time.monotonic() - begin_s)
-        return records[0]
 
     def _winner(self, arm: _Arm, higher: bool) -> Winner:
         best = arm.best(higher)
@@ -218,12 +271,7 @@ class _Search:
                               next_step="widen the grid, or see why: litmus run --profile smoke")
         trials = [Score(values=values, score=score, per_seed=seeds)
                   for score, (values, seeds) in zip(arm.scores(), arm.tried, strict=True)]
-        return Winner(values=best, trials=trials, extended=arm.extensions > 0)
-
-
-def _finite(record: Record, metric: str) -> float | None:
-    value = record.metrics.get(metric) if record.status == "ok" else None
-    return value if isinstance(value, float) and math.isfinite(value) else None
+        return Winner(values=best, trials=trials, extended=arm.extensions > 0, at_edge=arm.edges(higher))
 
 
 def _write(path: Path, tuned: Tuned) -> None:

@@ -106,8 +106,15 @@ def _tuning(root: Path, entry: Entry) -> Check:
             faults.append(f"{name}: no winner for {', '.join(missing)}; run: litmus tune {entry.slug}:{name}")
         elif tuned.experiments[name].code != code:
             old.append(name)
+    for name, experiment in entry.card.experiments.items():
+        faults += [f"{name}: no winner to take from {of}:{arm}; run: litmus tune {entry.slug}:{of}"
+                   for of, arm in tuned.borrowed(experiment) if of != name and tuned.values(of, arm) is None]
     faults += [f"{name}: in tuned.yaml, not in the card" for name in tuned.experiments if name not in declared]
     note = f"{len(declared)} searches"
+    edges = [f"{name} ({arm}: {', '.join(winner.at_edge)})" for name, search in tuned.experiments.items()
+             for arm, winner in search.arms.items() if winner.at_edge]
+    if edges:
+        note += f"; winners at the edge of what was tried: {', '.join(edges)}"
     if old:
         note += f"; found with older code, search again if the methods changed: {', '.join(old)}"
     return Check("tuned.yaml", not faults, "; ".join(faults) or note)

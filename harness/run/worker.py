@@ -260,7 +260,7 @@ def _inspect(job: Job, outbox: Outbox) -> None:
     wrong = {}
     for table, known in ((suite.speeds, _SPEED_PARAMETERS), (suite.trials, _TRIAL_PARAMETERS)):
         for name, function in table.items():
-            tuned = suite.card.experiments[name].tune is not None
+            tuned = suite.card.experiments[name].is_tuned
             try:
                 inspect.signature(function).bind(**dict.fromkeys((*known, "tuned") if tuned else known))
             except TypeError as error:

@@ -82,7 +82,7 @@ class Crew:
 
     def _nobody(self) -> LitmusError:
         address = self._client.scheduler.address
-        faults = "; ".join(f"{name}: {fault}" for name, fault in self.left_out.values())
+        faults = "; ".join(f"{name}: {fault}" for name, fault in sorted(self.left_out.values()))
         return LitmusError("no worker of the cluster can run this project", where=address,
                            value=faults or "no worker is connected",
                            expected="at least one dask worker with this project and the same libraries",

@@ -176,6 +176,20 @@ MISTAKES = {
         "method",
         "once",
     ),
+    "a limit of no hyperparameter": (
+        "baseline: {lr: [0.1, 0.2]}}",
+        "baseline: {lr: [0.1, 0.2]}}\n      limits: {rl: [0, 1]}",
+        "experiments.quality.tune.limits",
+        "rl",
+        "'lr'",
+    ),
+    "a winner of no search": (
+        "    seeds: 5",
+        "    seeds: 5\n    tuned_from: {method: quality:metod}",
+        "experiments.quality.tuned_from",
+        "quality:metod",
+        "quality:method",
+    ),
     "grids of unequal size": (
         "baseline: {lr: [0.1, 0.2]}",
         "baseline: {lr: [0.1]}",
@@ -242,6 +256,17 @@ def test_what_is_no_yaml_mapping_is_refused(text, problem):
 def test_bad_yaml_names_line_and_column():
     assert str(refusal_of("version: 1\npaper: {title: x\nversion: 2").where).startswith("suites/x/y/card.yaml:")
     assert "'version' is given twice" in str(refusal_of("version: 1\nversion: 2"))
+
+
+def test_a_mapping_may_take_over_another_and_say_more(card_text):
+    text = card_text.replace("    seeds: 5", "    seeds: 5\n    measure: &few {rounds: 3, processes: 2}", 1)
+    text = text.replace("  pace:\n", "  pace:\n    measure: {<<: *few, rounds: 5}\n", 1)
+    measure = parse_card(text, "card.yaml").experiments["pace"].measure
+    assert (measure.rounds, measure.processes) == (5, 2)
+    assert "'a' is given twice" in str(refusal_of("x: &x {b: 1}\ny: {<<: *x, a: 1, a: 2}"))
+    bomb = "a0: &a0 {k: 1}\n" + "".join(
+        f"a{i + 1}: &a{i + 1}\n  <<: [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9))
+    assert "too many keys" in str(refusal_of(bomb))
 
 
 def test_a_card_that_is_no_text_or_not_there_is_refused(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -100,6 +102,50 @@ def test_an_error_while_building_goes_to_the_caller_and_leaves_nothing(tmp_path,
 def test_a_config_that_is_not_plain_data_is_refused(cache):
     with pytest.raises(LitmusError, match="not plain data"):
         cache.get("x/y", "model", {"n": object()}, Counted())
+
+
+def test_a_build_inside_a_build_is_counted_once(cache):
+    def outer(config):
+        cache.get("x/y", "inner", {}, lambda config: time.sleep(0.2))
+
+    begin = time.perf_counter_ns()
+    cache.get("x/y", "outer", {}, outer)
+    assert 2e8 < cache.prepare_ns <= time.perf_counter_ns() - begin
+
+
+def loaded(root, name):
+    spec = importlib.util.spec_from_file_location(name, root / "reference" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_plain_functions_artefact_depends_on_its_module_alone(tmp_path, notes):
+    (tmp_path / "reference").mkdir()
+    body = (
+        "def build(config):\n    with open(config['log'], 'a') as file:\n        file.write('x')\n\n"
+        "def never():\n    from reference import part\n"
+    )
+    (tmp_path / "reference" / "nets.py").write_text(body)
+    (tmp_path / "reference" / "part.py").write_text("A = 1\n")
+    log = tmp_path / "log"
+
+    def get(code):
+        build = loaded(tmp_path, "nets").build
+        Cache(tmp_path, code, notes.append).get("x/y", "net", {"log": str(log)}, build)
+        return log.read_text()
+
+    assert get("code-1") == "x"
+    assert get("code-2") == "x", "the suite changed elsewhere"
+    (tmp_path / "reference" / "part.py").write_text("A = 22\n")
+    assert get("code-2") == "xx", "what its module imports has changed"
+    (tmp_path / "reference" / "nets.py").write_text(body + "B = 3\n")
+    assert get("code-2") == "xxx"
+
+
+def test_code_changes_no_draw_of_a_build(tmp_path, notes):
+    one, two = (Cache(tmp_path, code, notes.append).get("x/y", "model", {"n": 1}, Counted()) for code in ("1", "2"))
+    assert one == two
 
 
 BODY = """

@@ -67,6 +67,129 @@ def test_other_experiments_winners_are_kept(write_suite, engine):
     assert set(load_tuned(path).experiments) == {"older", "t"}
 
 
+def test_a_search_that_was_cut_off_goes_on_where_it_was(write_suite, engine):
+    root = project(write_suite)
+    tune(root, "x/y", "t", 2, Silent(), engine)
+    (kept,) = (root / ".litmus" / "tune").glob("*.jsonl")
+    lines = kept.read_text().splitlines()
+    kept.write_text("\n".join(lines[:5]) + "\n" + lines[5][:20])  # four trials, and a line that was cut off
+    before = len(calls(root))
+    first = load_tuned(root / "suites" / "x" / "y" / "tuned.yaml")
+    progress = Silent()
+    tune(root, "x/y", "t", 2, progress, engine)
+    assert len(calls(root)) - before == before - 4
+    assert load_tuned(root / "suites" / "x" / "y" / "tuned.yaml") == first
+    assert any("4 trials are known from an earlier search" in note for note in progress.notes)
+    tune(root, "x/y", "t", 2, Silent(), engine)
+    assert len(calls(root)) == 2 * before - 4, "nothing is made a third time"
+
+
+def test_other_code_knows_no_trial_of_the_code_before(write_suite, engine):
+    root = project(write_suite)
+    tune(root, "x/y", "t", 2, Silent(), engine)
+    before = len(calls(root))
+    write_suite(BODY + "\n    MORE = 1\n", axes={"steps": [100, 200]}, tune={
+        "metric": "m", "seeds": 2, "grid": GRID, "point": {"steps": 5}})
+    tune(root, "x/y", "t", 2, Silent(), engine)
+    assert len(calls(root)) == 2 * before
+
+
+def test_a_trial_that_crashed_is_made_again(write_suite, engine):
+    body = """
+        @suite.trial("t")
+        def t(arm, point, seed, device, tuned):
+            if not (HERE.parents[2] / "ready").exists():
+                raise RuntimeError("not yet")
+            return {"m": tuned["lr"]}
+    """
+    root = write_suite(body, tune={"metric": "m", "seeds": 1, "grid": {"a": {"lr": [1.0]}, "b": {"lr": [2.0]}}})
+    with pytest.raises(LitmusError, match="finite score"):
+        tune(root, "x/y", "t", 2, Silent(), engine)
+    (root / "ready").touch()
+    found = load_tuned(tune(root, "x/y", "t", 2, Silent(), engine)).experiments["t"]
+    assert {arm: winner.trials[0].score for arm, winner in found.arms.items()} == {"a": 1.0, "b": 2.0}
+
+
+def test_the_score_is_the_mean_over_all_points(write_suite, engine):
+    root = project(write_suite, point={"steps": [100, 5]}, seeds=1)
+    found = load_tuned(tune(root, "x/y", "t", 2, Silent(), engine)).experiments["t"]
+    assert found.point == {"steps": [100, 5]}
+    assert {steps for *_, steps in calls(root)} == {5, 100}
+    assert all(len(trial.per_seed) == 2 for trial in found.arms["a"].trials)
+
+
+PLANE = """
+    @suite.trial("t")
+    def t(arm, point, seed, device, tuned):
+        best = {"a": (1.0, 100.0), "b": (1.0, 0.1)}[arm]
+        return {"m": abs(np.log(tuned["lr"] / best[0])) + abs(np.log(tuned["decay"] / best[1]))}
+"""
+
+
+def test_every_axis_of_a_plane_grows_and_an_edge_that_is_left_is_named(write_suite, engine):
+    grid = {"lr": [0.1, 1.0, 10.0], "decay": [0.01, 0.1, 1.0]}
+    root, progress = write_suite(PLANE, tune={"metric": "m", "seeds": 1, "grid": {"a": grid, "b": grid}}), Silent()
+    found = load_tuned(tune(root, "x/y", "t", 2, progress, engine)).experiments["t"]
+    a, b = found.arms["a"], found.arms["b"]
+    assert (b.values, b.at_edge, len(b.trials)) == ({"lr": 1.0, "decay": 0.1}, [], 9)
+    assert (a.values, a.at_edge, len(a.trials)) == ({"lr": 1.0, "decay": 100.0}, ["decay"], 11)
+    assert any(note.startswith("a: the best decay still lies at the edge") for note in progress.notes)
+
+
+def test_a_grid_grows_no_further_than_its_limits(write_suite, engine):
+    grid = {"lr": [0.1, 1.0, 10.0], "decay": [0.01, 0.1, 1.0]}
+    root = write_suite(PLANE, tune={"metric": "m", "seeds": 1, "limits": {"decay": [0, 2]},
+                                    "grid": {"a": grid, "b": grid}})
+    found = load_tuned(tune(root, "x/y", "t", 2, Silent(), engine)).experiments["t"].arms["a"]
+    assert (found.values["decay"], found.at_edge) == (2.0, [])
+
+
+BORROWING = """
+    @suite.trial("t")
+    def t(arm, point, seed, device, tuned):
+        return {"m": abs(tuned["lr"] - 0.1) + abs(tuned.get("decay", 0.0) - 1.0)}
+
+    @suite.trial("late")
+    def late(arm, point, seed, device, tuned):
+        return {"m": tuned["lr"]}
+"""
+
+
+def borrowing(write_suite):
+    root = write_suite(BORROWING, tuned_from={"a": "early:base"},
+                       tune={"metric": "m", "seeds": 1, "grid": {"a": {"decay": [0.5, 1.0, 1.5]}}})
+    path = root / "suites" / "x" / "y" / "card.yaml"
+    card = yaml.safe_load(path.read_text())
+    metrics = {"m": {"better": "lower"}}
+    card["experiments"]["t"]["arms"] = ["a"]
+    card["experiments"]["early"] = {"kind": "trial", "arms": ["base"], "metrics": metrics, "tune": {
+        "metric": "m", "seeds": 1, "grid": {"base": {"lr": [0.01, 0.1, 0.2]}}}}
+    card["experiments"]["late"] = {"kind": "trial", "arms": ["c"], "metrics": metrics,
+                                   "tuned_from": {"c": "early:base"}}
+    path.write_text(yaml.safe_dump(card, sort_keys=False))
+    suite = path.with_name("suite.py")
+    suite.write_text(suite.read_text() + 'suite.trial("early")(t)\n')
+    return root
+
+
+def test_an_arm_takes_the_winner_of_another_search(write_suite, engine, cells):
+    root = borrowing(write_suite)
+    with pytest.raises(LitmusError, match="not there yet") as refusal:
+        tune(root, "x/y", "t", 2, Silent(), engine)
+    assert "litmus tune x/y:early" in str(refusal.value)
+    tuned = load_tuned(tune(root, "x/y", None, 2, Silent(), engine))  # what others wait for is searched first
+    assert tuned.experiments["early"].arms["base"].values == {"lr": 0.1}
+    assert tuned.experiments["t"].arms["a"].trials[1].score == 0.0, "it was searched with the rate that it takes"
+    given = {cell.experiment: dict(cell.tuned) for cell in cells(root)}
+    assert given["t"] == {"a": {"lr": 0.1, "decay": 1.0}}
+    assert given["late"] == {"c": {"lr": 0.1}}
+
+
+def test_without_the_winner_that_it_takes_a_cell_is_not_run(write_suite, cells):
+    root = borrowing(write_suite)
+    assert cells(root) == ()
+
+
 def test_an_arm_without_any_finite_score_is_refused_and_nothing_written(write_suite, engine):
     root = project(write_suite, grid={"a": {"lr": [0.01]}, "b": {"lr": [0.1]}})
     with pytest.raises(LitmusError, match="finite score") as refusal:
@@ -107,3 +230,14 @@ def test_grid_points_are_all_combinations():
 ])
 def test_one_step_beyond_the_edge(values, best, expected):
     assert next_value(values, best) == expected
+
+
+@pytest.mark.parametrize(("values", "best", "limits", "expected"), [
+    ([0.5, 0.7, 0.9], 0.9, (0, 1), 1.0),
+    ([0.5, 0.7, 1.0], 1.0, (0, 1), None),
+    ([0.25, 0.5, 1.0], 0.25, (0.2, 1), 0.2),
+    ([4, 8, 16], 16, (1, 20), 20),
+    ([4, 8, 16], 16, (1, 16.5), None),
+])
+def test_a_step_ends_at_the_limit(values, best, limits, expected):
+    assert next_value(values, best, limits) == expected
