@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ from reference.testbeds.modular import Task, UnbiasedMLP, arithmetic, sparse_par
 from reference.testbeds.seeding import generator
 from reference.testbeds.training import train
 
+FITTED, COLLAPSED = 0.99, 0.5
+_LAST = 50
+
 
 @dataclass
 class Curves:
-    """What was seen every few epochs (``epochs``) and at every step (``gradient_norms``, ``cosines``).
+    """Seen every few epochs (``epochs``) and, where asked for, at every step (``gradient_norms``, ``cosines``).
 
     ``collapsed`` is the share of training rows that softmax in the run's dtype loses. ``cosines`` holds (step, cosine
-    of descent with the weights, cosine of a fixed random direction with them), where asked for.
+    of descent with the weights, cosine of a fixed random direction with them).
     """
 
     epochs: list[int] = field(default_factory=list)
@@ -40,6 +44,31 @@ class Curves:
     def first(self, series: list[float], at_least: float) -> int | None:
         """The first epoch seen at which ``series`` is that high; None where it never is."""
         return next((epoch for epoch, value in zip(self.epochs, series, strict=True) if value >= at_least), None)
+
+    def epochs_to(self, accuracy: float, budget: int) -> float:
+        """When the test accuracy first was that high; otherwise above the budget, the less so the better it ever was.
+
+        Only accuracies of a net that fits its training rows count: one that has learnt nothing is right by chance.
+        """
+        first = self.first(self.test_accuracy, accuracy)
+        pairs = zip(self.train_accuracy, self.test_accuracy, strict=True)
+        best = max((test for train, test in pairs if train >= FITTED), default=0.0)
+        return float(first) if first is not None else budget * (2 - best)
+
+    def onset(self) -> int | None:
+        """The first epoch seen at which more than half of the training rows have collapsed."""
+        return self.first(self.collapsed, COLLAPSED)
+
+    def change_since(self, epoch: int | None) -> float:
+        """How far the last test accuracy is from that at ``epoch``; NaN where that never was."""
+        if epoch is None:
+            return math.nan
+        return abs(self.test_accuracy[-1] - self.test_accuracy[self.epochs.index(epoch)])
+
+    def alignment_around_fit(self) -> tuple[float, float]:
+        """Mean cosine before every training row was right, and over the last 50 steps; NaN where that never was."""
+        fitted, cosines = self.first(self.train_accuracy, 1.0), [cosine for _, cosine, _ in self.cosines]
+        return fmean(cosines[:fitted]), math.nan if fitted is None else fmean(cosines[-_LAST:])
 
 
 def task_for(operation: str, modulus: int, train_share: float, seed: int) -> Task:
@@ -85,6 +114,7 @@ def run(
     stop_at: float = math.inf,
     stop_after_fit: int | None = None,
     stop_after_collapse: int | None = None,
+    watch_norms: bool = False,
     watch_alignment: bool = False,
 ) -> Curves:
     """Up to ``epochs`` full-batch steps, looking every ``every``: one row of the curves each time.
@@ -101,15 +131,17 @@ def run(
     done = 0
 
     def on_gradients(step: int, gradients: dict[str, Tensor]) -> None:
-        norms = [g.double().norm() for g in gradients.values()]
-        curves.gradient_norms.append(float(torch.stack(norms).norm()))
+        if watch_norms:
+            norms = [g.double().norm() for g in gradients.values()]
+            curves.gradient_norms.append(float(torch.stack(norms).norm()))
         if watch_alignment:
             weights = list(net.parameters())
             pair = alignment(weights, gradients.values()), alignment(weights, direction)
             curves.cosines.append((done + step, *pair))
 
+    watch = on_gradients if watch_norms or watch_alignment else None
     while done < epochs and not curves.failed:
-        history = train(net, batches, optimizer, None, min(every, epochs - done), on_gradients=on_gradients)
+        history = train(net, batches, optimizer, None, min(every, epochs - done), on_gradients=watch)
         done += len(history.train_loss)
         curves.failed = history.failed
         _look(curves, net, task, done, dtype)
@@ -117,7 +149,7 @@ def run(
             break
         if _long_after(curves.first(curves.train_accuracy, 1.0), stop_after_fit, done):
             break
-        if _long_after(curves.first(curves.collapsed, 0.5), stop_after_collapse, done):
+        if _long_after(curves.onset(), stop_after_collapse, done):
             break
     return curves
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from harness.declare.suite import Arm, Problem
+from harness.declare.suite import Arm, Point, Problem
 from reference.methods.softmax.grokking_numerical_stability import perpendicular, stablemax_row_losses
 from reference.methods.softmax.grokking_numerical_stability_numba import stablemax_loss_and_gradient
 from reference.methods.softmax.grokking_numerical_stability_training import net_for, optimizer_for
@@ -35,8 +35,9 @@ def _softmax(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits, labels, reduction="none")
 
 
-def loss_problem(rows: int, classes: int, dtype: str) -> Problem:
-    """Logits of N(0, 10^2), so that both branches of the map are taken."""
+def loss_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """StableMax and softmax on logits of N(0, 10^2), so that both branches of the map are taken."""
+    rows, classes, dtype = point["rows"], point["classes"], point["dtype"]
     size = np.dtype(dtype).itemsize * rows * classes
 
     def truth(logits: Tensor, labels: Tensor) -> Truth:
@@ -70,8 +71,12 @@ def loss_problem(rows: int, classes: int, dtype: str) -> Problem:
     )
 
 
-def step_problem(modulus: int, hidden: int) -> Problem:
-    """One step from given initial values; what is compared with the truth is the gradient that AdamW was given."""
+def step_time(point: Point, rng: np.random.Generator, device: str) -> Problem:
+    """One step from given initial values, with and without the projection.
+
+    What is compared with the truth is the gradient that AdamW was given.
+    """
+    hidden, modulus = point["hidden"], point["modulus"]
     task = arithmetic("add", modulus, 0.4, 0)
     rows, weights = len(task.train_y), hidden * (3 * modulus + hidden)
 

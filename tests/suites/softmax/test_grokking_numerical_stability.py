@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from reference.methods.softmax import grokking_numerical_stability as method
-from reference.methods.softmax.grokking_numerical_stability_training import Curves
 from suites.softmax.grokking_numerical_stability import speed
 from suites.softmax.grokking_numerical_stability import suite as grokking
+from suites.softmax.grokking_numerical_stability.share import prompt_share
 
 CLAIMS = ["perpgrad_fast_generalisation", "sc_onset_ordered_by_precision", "stablemax_avoids_sc", "nlm_alignment"]
 
@@ -27,7 +27,7 @@ def table(perp, plain, budget=600):
 
 
 def share(perp, plain, **changes):
-    return grokking.prompt_share(table(perp, plain, **changes), 0.95, "perp_adamw", "adamw", 3)
+    return prompt_share(table(perp, plain, **changes), 0.95, "perp_adamw", "adamw", 3)
 
 
 def test_prompt_generalisation_needs_every_seed():
@@ -44,15 +44,6 @@ def test_a_budget_that_ends_too_early_decides_nothing():
     found = share([100] * 4 + [250], [1100] * 5)
     assert (found.low, found.high) == (-math.inf, math.inf)
     assert "too early in 1 seeds" in found.method
-
-
-def test_where_95_percent_is_never_reached_the_best_accuracy_counts():
-    curves = Curves(epochs=[10, 20, 30], train_accuracy=[0.2, 1.0, 1.0], test_accuracy=[0.1, 0.96, 0.9])
-    assert grokking.epochs_to_95(curves, 30) == 20
-    curves.test_accuracy[1] = 0.5
-    assert grokking.epochs_to_95(curves, 30) == pytest.approx(33)
-    curves.train_accuracy[:] = [0.2, 0.5, 0.6]
-    assert grokking.epochs_to_95(curves, 30) == 60
 
 
 def test_errors_are_told_from_the_largest_entry():
@@ -78,20 +69,15 @@ def without_exp(logits, labels, dtype):
     return method.stablemax_row_losses(logits.to(dtype), labels)
 
 
-def ascent(weights, gradients):
-    return -right_alignment(weights, gradients)
-
-
-right_perpendicular, right_map, right_alignment = method.perpendicular, method.stable_map, method.alignment
+right_perpendicular, right_map = method.perpendicular, method.stable_map
 FAULTS = [
     ("perpendicular", no_projection, "perpendicular_and_as_long"),
     ("perpendicular", half_projection, "perpendicular_and_as_long"),
     ("perpendicular", other_sign, "perpendicular_and_as_long"),
-    ("stable_map", lambda x: right_map(-x), "stablemax_is_a_distribution_that_keeps_the_order"),
+    ("stable_map", lambda x: right_map(-x), "losses_are_those_of_their_definitions"),
     ("stable_map", lambda x: torch.where(x >= 0, x + 1, 1 / (1 - 2 * x)), "stablemax_gradient_by_finite_differences"),
-    ("row_losses", without_exp, "softmax_losses_are_those_of_float64"),
+    ("row_losses", without_exp, "losses_are_those_of_their_definitions"),
     ("collapse_gap", lambda dtype: -math.log(torch.finfo(dtype).eps), "two_classes_collapse_at_the_closed_form_gap"),
-    ("alignment", ascent, "alignment_of_weights_with_themselves"),
 ]
 
 

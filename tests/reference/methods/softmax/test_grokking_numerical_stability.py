@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,13 @@ from hypothesis import strategies as st
 
 from reference.methods.softmax import grokking_numerical_stability as method
 from reference.methods.softmax.grokking_numerical_stability_numba import stablemax_loss_and_gradient
-from reference.methods.softmax.grokking_numerical_stability_training import net_for, optimizer_for, run, task_for
+from reference.methods.softmax.grokking_numerical_stability_training import (
+    Curves,
+    net_for,
+    optimizer_for,
+    run,
+    task_for,
+)
 from reference.testbeds.training import train
 
 SEEDS = st.integers(0, 2**32)
@@ -46,6 +54,13 @@ def test_the_stable_map_rises_and_meets_itself_at_zero(seed, scale):
     assert torch.allclose(method.stable_map(x) * method.stable_map(-x), torch.ones_like(x))  # s(x) s(-x) = 1
 
 
+def test_stablemax_is_a_distribution():
+    p = method.stablemax(normal((100, 13), 1, 20))
+    assert (p > 0).all()
+    assert (p.sum(-1) - 1).abs().max() < 1e-14
+    assert torch.equal(method.stable_map(torch.tensor([0.0, 3.0, -3.0])), torch.tensor([1.0, 4.0, 0.25]))
+
+
 def test_stablemax_keeps_a_gradient_where_softmax_has_none():
     logits = torch.tensor([[1e4, 0.0, -3.0]], requires_grad=True)
     label = torch.tensor([0])
@@ -63,6 +78,9 @@ def test_rows_collapse_only_where_the_label_is_the_largest(dtype):
     losses = method.row_losses(logits, torch.tensor([0, 0, 0]), dtype)
     assert losses.dtype == dtype
     assert losses[0] == 0 < losses[2] < losses[1]
+    lost = torch.tensor([[gap, 0.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(method.row_losses(lost, torch.tensor([0]), dtype).sum(), lost)
+    assert gradient[0, 0] == 0
 
 
 @given(seed=SEEDS, shift=st.floats(-50, 50))
@@ -124,14 +142,42 @@ def test_alignment_is_a_mean_cosine(seed):
     assert method.alignment(weights, scaled) == pytest.approx(expected.item())
 
 
+def test_alignment_of_weights_with_themselves():
+    w = normal((4, 6), 4)
+    assert method.alignment([w], [-3 * w]) == pytest.approx(1)
+    assert method.alignment([w, w], [w, -w]) == pytest.approx(0)
+    assert method.alignment([w], [method.perpendicular(w, torch.ones_like(w))]) == pytest.approx(0, abs=1e-12)
+
+
 def test_a_run_is_the_training_loop_in_pieces():
     task = task_for("add", 7, 0.5, 0)
     nets = [net_for(task, 12, 0, "fp32") for _ in range(2)]
-    curves = run(nets[0], task, optimizer_for("perp_adamw", nets[0], 0.01), 25, 10)
+    curves = run(nets[0], task, optimizer_for("perp_adamw", nets[0], 0.01), 25, 10, watch_norms=True)
     train(nets[1], task.batches(), optimizer_for("perp_adamw", nets[1], 0.01), None, 25)
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
     assert curves.epochs == [10, 20, 25]
     assert len(curves.gradient_norms) == 25
+
+
+def test_where_an_accuracy_is_never_reached_the_best_one_of_a_fitted_net_counts():
+    curves = Curves(epochs=[10, 20, 30], train_accuracy=[0.2, 1.0, 1.0], test_accuracy=[0.1, 0.96, 0.9])
+    assert curves.epochs_to(0.95, 30) == 20
+    curves.test_accuracy[1] = 0.5
+    assert curves.epochs_to(0.95, 30) == pytest.approx(33)
+    curves.train_accuracy[:] = [0.2, 0.5, 0.6]
+    assert curves.epochs_to(0.95, 30) == 60
+
+
+def test_what_happens_after_the_collapse_and_around_the_fit():
+    curves = Curves(epochs=[10, 20, 30], collapsed=[0.0, 0.6, 1.0], test_accuracy=[0.1, 0.4, 0.35])
+    assert curves.onset() == 20
+    assert curves.change_since(20) == pytest.approx(0.05)
+    assert math.isnan(curves.change_since(None))
+    cosines = [(step, 0.1 if step < 20 else 0.9, 0.0) for step in range(100)]
+    curves = Curves(epochs=[10, 20], train_accuracy=[0.5, 1.0], cosines=cosines)
+    assert curves.alignment_around_fit() == pytest.approx((0.1, 0.9))
+    curves.train_accuracy[1] = 0.9
+    assert math.isnan(curves.alignment_around_fit()[1])
 
 
 def test_runs_end_when_they_are_told_to():
