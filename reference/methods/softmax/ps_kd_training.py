@@ -1,8 +1,9 @@
 """Classifiers of glyphs under four kinds of targets: one-hot, smoothed, a teacher's, and their own earlier answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,9 +187,13 @@ def logits_of(model: Distilled, x: Tensor) -> Tensor:
     return found
 
 
-def teacher_answers(setting: Setting, lr: float) -> Tensor:
-    """What a net trained by plain cross entropy answers for its own training images, float32 [images, classes]."""
-    model, _ = fit(setting, Recipe("ce", lr=lr))
+def teacher_answers(config: Mapping[str, Any]) -> Tensor:
+    """What a net trained by plain cross entropy answers for its own training images, float32 [images, classes].
+
+    `config` names the rate `lr` and the fields of the Setting.
+    """
+    setting = Setting(**{name: value for name, value in config.items() if name != "lr"})
+    model, _ = fit(setting, Recipe("ce", lr=config["lr"]))
     return torch.softmax(logits_of(model, setting.images("train")[0]), 1)
 
 

@@ -109,6 +109,7 @@ def test_the_table_keeps_what_was_last_said_and_carries_no_gradient():
     answers.keep(torch.tensor([2]), logits)
     assert torch.allclose(answers.table[2], torch.softmax(logits[0].detach(), 0))
     assert torch.equal(answers.table[:2], torch.eye(3)[:2])
+    assert torch.allclose(answers.table.sum(1), torch.ones(3))
     assert not answers.table.requires_grad
 
 
@@ -161,7 +162,7 @@ def test_mining_of_equal_pulls_is_no_correlation():
 
 
 def test_a_teacher_answers_for_every_image():
-    answers = teacher_answers(TOY, lr=0.1)
+    answers = teacher_answers({**vars(TOY), "lr": 0.1})
     assert answers.shape == (72, 6)
     assert torch.allclose(answers.sum(1), torch.ones(72))
     right = (answers.argmax(1) == TOY.images("train")[1]).double().mean()
