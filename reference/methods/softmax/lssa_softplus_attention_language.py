@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from reference.methods.softmax.lssa_softplus_attention import with_attention
 from reference.testbeds import char_lm
 from reference.testbeds.seeding import generator
-from reference.testbeds.text import Corpus, encode
+from reference.testbeds.text import Corpus, corpus, encode
 from reference.testbeds.training import Batch, Batches, History, evaluate, text_batches, train, warmup_cosine
 
 LENGTH = 64  # of the training windows
@@ -22,11 +21,16 @@ MULTIPLES = (1, 2, 4, 8, 16)
 KEY_MULTIPLES = (1, 2, 4, 8)
 CLIP = 1.0
 CHANCE_NATS = math.log(char_lm.VOCABULARY)
-_TOKENS_AT_ONCE = 4096
+_TOKENS_AT_ONCE = 1024  # one window of the longest: its weights stay in cache
 
 _LETTERS, _DIGITS = encode("abcdefghijklmnopqrstuvwxyz").long(), encode("0123456789").long()
 _MARK, _ASK = (int(code) for code in encode("#?"))
 KEY_DIGITS = 1  # of two, the order would have to be learnt as well, which takes thousands of steps
+
+
+def doc_corpus(config: Mapping[str, int]) -> Corpus:
+    """DOC up to ``config["bytes"]``."""
+    return corpus("DOC", config["bytes"])
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,17 @@ def language_model(variant: str, seed: int) -> char_lm.CharLM:
     return with_attention(model, variant, LENGTH)
 
 
-def train_language_model(setting: Setting, corpus: Corpus) -> tuple[char_lm.CharLM, History]:
+def train_language_model(setting: Setting, doc: Corpus) -> tuple[char_lm.CharLM, History]:
     """From scratch on windows of 64 characters."""
     model = language_model(setting.variant, setting.init_seed)
-    batches = text_batches(corpus, setting.batch, LENGTH, setting.data_seed, validation_windows=64)
+    batches = text_batches(doc, setting.batch, LENGTH, setting.data_seed, validation_windows=64)
     return model, _trained(model, model, batches, setting)
 
 
 def _trained(model: nn.Module, trained: nn.Module, batches: Batches, setting: Setting) -> History:
     """AdamW without weight decay, 10 % warm-up, a cosine down to 10 %, gradients clipped to norm 1."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=setting.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=setting.lr, weight_decay=0.0, fused=True)
     return train(trained, batches, optimizer, warmup_cosine(setting.steps), setting.steps, clip=CLIP)
 
 
@@ -84,6 +88,11 @@ def nats_by_length(
         nats = evaluate(model, windows(codes, multiple * LENGTH, characters))
         found[multiple] = min(nats, CHANCE_NATS) if math.isfinite(nats) else CHANCE_NATS
     return found
+
+
+def tuning_nats(model: char_lm.CharLM, codes: Tensor, characters: int) -> float:
+    """The loss at the training length on the last ``characters`` codes: with half of them or fewer, on other text."""
+    return nats_by_length(model, codes[-characters - 1 :], characters, (1,))[1]
 
 
 def passkeys(count: int, length: int, random: torch.Generator) -> Tensor:
@@ -146,8 +155,3 @@ def accuracy_by_length(finder: KeyFinder, count: int, seed: int) -> dict[int, fl
     """Accuracy on ``count`` new strings of 1, 2, 4 and 8 training lengths, by the multiple."""
     return {multiple: finder.accuracy(passkeys(count, multiple * LENGTH, generator("passkeys", "test", multiple, seed)))
             for multiple in KEY_MULTIPLES}
-
-
-def setting_of(config: Mapping[str, Any]) -> Setting:
-    """The fields of a :class:`Setting` out of plain data that may hold more."""
-    return Setting(**{name: config[name] for name in Setting.__dataclass_fields__})

@@ -75,6 +75,13 @@ def test_stage_two_keeps_what_is_above_the_mean():
     assert (entropy[1] < entropy[0]).all()
 
 
+def test_a_large_power_takes_the_largest():
+    weights = method.lssa_rows(*drawn(40, seed=1)[:2])
+    sharp = method.reweight(weights, power=20_000)[:, 3:]
+    assert torch.equal(sharp.argmax(-1), weights[:, 3:].argmax(-1))
+    assert (sharp.amax(-1) > 0.9).double().mean() > 0.95
+
+
 def test_large_powers_would_overflow_without_the_division():
     weights = torch.zeros(200, 200)
     weights[:, 0] = 1.0
@@ -161,6 +168,20 @@ def test_losses_are_capped_at_chance():
     assert language.nats_by_length(model, codes, 1024, (1, 2)) == {1: language.CHANCE_NATS, 2: language.CHANCE_NATS}
     model.value = 2.5
     assert language.nats_by_length(model, codes, 1024, (4,)) == {4: 2.5}
+
+
+def test_rates_are_chosen_on_the_end_of_the_text():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def loss(self, codes):
+            return codes[:, 1:].double().mean()
+
+    codes = torch.cat([torch.zeros(1025), torch.ones(1024)]).to(torch.uint8)
+    assert language.nats_by_length(Counting(), codes, 1024, (1,)) == {1: 0.0}
+    assert language.tuning_nats(Counting(), codes, 1024) == 1.0
 
 
 @given(seed=SEEDS, length=st.integers(8, 100))
