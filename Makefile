@@ -14,7 +14,7 @@ PY     := .venv/bin/python
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: bench test benchmarks lint report ab compare asv clean help readme-table venv
+.PHONY: image docker-bench bench test benchmarks lint report ab compare asv clean help readme-table venv
 
 bench: venv  ## run the suites, print the verdicts, write the report   [PROFILE SUITES DEVICE BUDGET OUT]
 	@status=0; \
@@ -52,6 +52,16 @@ asv: venv  ## measure HEAD with asv, add the stored runs, publish the history   
 	$(PY) -m asv run --python=same --set-commit-hash=$$(git rev-parse HEAD) $(ARGS)
 	$(LITMUS) asv-export
 	$(PY) -m asv publish
+
+image: venv  ## build the image that --engine docker runs cells in   [KIND=cpu|cuda TAG BASE]
+	ci/docker/image $(or $(KIND),cpu) $(TAG)
+
+docker-bench: venv  ## as bench, each cell in a container of that image   [PROFILE SUITES DEVICE TAG OUT]
+	@status=0; \
+	$(LITMUS) run $(SUITES) --profile $(PROFILE) --device $(DEVICE) --engine docker --image $(or $(TAG),litmus:cpu) \
+	  $(if $(OUT),--out $(OUT)) || status=$$?; \
+	case $$status in 0|4|5) $(LITMUS) report --run $(or $(OUT),latest) || exit $$?;; esac; \
+	exit $$status
 
 readme-table: venv  ## fill README's table of verdicts from results/
 	$(PY) ci/readme_table.py

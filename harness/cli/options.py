@@ -55,17 +55,22 @@ def parse_devices(texts: Sequence[str]) -> tuple[str, ...]:
     return names or ("auto",)
 
 
-def parse_engine(name: str | None, scheduler: str | None, insecure: bool) -> EngineChoice | None:
+def parse_engine(
+    name: str | None, scheduler: str | None, insecure: bool, image: str | None
+) -> EngineChoice | None:
     """The engine that the options ask for, None where they ask for none. Raises LitmusError where they do not fit."""
     from harness.run.engine.choice import EngineChoice
 
-    if name is None and scheduler is None and not insecure:
+    if name is None and scheduler is None and not insecure and image is None:
         return None
+    if name != "docker" and image is not None:
+        raise LitmusError("only the docker engine has an image", where="the command line", key="--engine",
+                          value=name, expected="--engine docker beside --image", next_step="add: --engine docker")
     if name != "dask" and (scheduler is not None or insecure):
         raise LitmusError("only the dask engine has a scheduler", where="the command line", key="--engine",
                           value=name, expected="--engine dask beside --scheduler and --insecure",
                           next_step="add: --engine dask")
-    return EngineChoice(name or "local", scheduler, insecure)
+    return EngineChoice(name or "local", scheduler, insecure, image)
 
 
 def at_least_one(key: str, value: int | None) -> int | None:

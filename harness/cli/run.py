@@ -38,11 +38,12 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run's folder (default: results/MACHINE/TIME-PROFILE).")] = None,
     jobs: Annotated[int | None, typer.Option(help="Trial cells side by side (default: one per core).")] = None,
     engine: Annotated[str | None, typer.Option(
-        help="local (this machine, the default) or dask; a resumed run takes what it had.")] = None,
+        help="local (this machine, the default), dask or docker; a resumed run takes what it had.")] = None,
     scheduler: Annotated[str | None, typer.Option(
         help="With --engine dask: the scheduler's address, such as tls://head:8786.")] = None,
     insecure: Annotated[bool, typer.Option(
         "--insecure", help="Accept a scheduler on another machine without TLS.")] = False,
+    image: Annotated[str | None, typer.Option(help="With --engine docker: the image (default: litmus:cpu).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
 ) -> None:
     """Run suites and judge their claims. Every finished cell is kept, whatever happens to the others.
@@ -65,7 +66,7 @@ def run(
                       at_least_one("--seeds", seeds))
     budget_s = parse_budget(budget)
     at_least_one("--jobs", jobs)
-    choice = parse_engine(engine, scheduler, insecure)
+    choice = parse_engine(engine, scheduler, insecure, image)
     if dry_run:
         print_plan(console(), make_plan(root, request, this_machine()))
         return

@@ -20,16 +20,19 @@ class EngineChoice:
     name: str = "local"
     scheduler: str | None = None
     insecure: bool = False
+    image: str | None = None
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> EngineChoice:
         """What a run's ``engine`` says it was made with, so that it can go on with the same."""
-        return cls(str(about.get("name", "local")), about.get("scheduler"), bool(about.get("insecure", False)))
+        return cls(str(about.get("name", "local")), about.get("scheduler"), bool(about.get("insecure", False)),
+                   about.get("image_id"))
 
     def words(self) -> list[str]:
         """The words of the command line that ask for it; none for this machine."""
         words = [] if self.name == "local" else ["--engine", self.name]
         words += ["--scheduler", self.scheduler] if self.scheduler else []
+        words += ["--image", self.image] if self.image else []
         return [*words, "--insecure"] if self.insecure else words
 
 
@@ -68,5 +71,13 @@ def _dask(
     return DaskEngine(root, choice.scheduler, suites, preload, jobs, insecure=choice.insecure)
 
 
+def _docker(
+    choice: EngineChoice, root: Path, suites: Sequence[str], preload: Sequence[str], jobs: int | None
+) -> RunEngine:
+    from harness.run.engine.docker import DEFAULT_IMAGE, DockerEngine
+
+    return DockerEngine(root, choice.image or DEFAULT_IMAGE, jobs, preload)
+
+
 _Open = Callable[[EngineChoice, Path, Sequence[str], Sequence[str], int | None], RunEngine]
-ENGINES: dict[str, _Open] = {"local": _local, "dask": _dask}
+ENGINES: dict[str, _Open] = {"local": _local, "dask": _dask, "docker": _docker}

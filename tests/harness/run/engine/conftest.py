@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.errors import LitmusError
 from harness.run.engine.base import RunEngine
 from harness.run.engine.local import LocalEngine
 
@@ -81,10 +82,29 @@ def separate_processes(folder: Path, names: list[str]) -> Iterator[Cluster]:
                 process.wait()
 
 
+@contextmanager
+def _docker(folder: Path) -> Iterator[NewEngine]:
+    yield docker_or_skip()
+
+
+def docker_or_skip() -> NewEngine:
+    """Opens the docker engine with the image of LITMUS_TEST_IMAGE; says aloud why where that cannot be."""
+    pytest.importorskip("docker", reason="NOT CHECKED: the docker engine; pip install 'litmus-harness[docker]'")
+    from harness.run.engine.docker import DEFAULT_IMAGE, DockerEngine
+
+    image = os.environ.get("LITMUS_TEST_IMAGE", DEFAULT_IMAGE)
+    try:
+        DockerEngine(Path.cwd(), image).close()
+    except LitmusError as error:
+        pytest.skip(f"NOT CHECKED: the docker engine, since {error.problem}; ci/docker/check starts a daemon for this")
+    return lambda root: DockerEngine(root, image)
+
+
 OPENERS: dict[str, Callable[[Path], AbstractContextManager[NewEngine]]] = {
     "local": _local,
     "dask local cluster": _dask_local_cluster,
     "dask two processes": _dask_two_processes,
+    "docker": _docker,
 }
 
 
@@ -97,11 +117,25 @@ def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def any_engine(kind: NewEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunEngine]:
-    """One engine of this kind for all tests that leave it as it is."""
+    """One engine of this kind for all tests that leave it as it is; their projects are in its folder."""
     with ExitStack() as stack:
-        engine = stack.enter_context(kind(tmp_path_factory.mktemp("project")))
+        base = tmp_path_factory.getbasetemp()
+        base.chmod(0o755)  # see _readable
+        engine = stack.enter_context(kind(base))
         engine.ready()
         yield engine
+
+
+@pytest.fixture(autouse=True)
+def _readable(tmp_path: Path) -> None:
+    """Containers run as nobody where the tests run as root; the folder above stays closed to others."""
+    tmp_path.chmod(0o755)
+
+
+@pytest.fixture
+def docker_engine(tmp_path: Path) -> Callable[[Path], AbstractContextManager[RunEngine]]:
+    """docker_engine(root): a new docker engine, where one can be had."""
+    return docker_or_skip()
 
 
 @pytest.fixture

@@ -1,0 +1,14 @@
+# The libraries that suites run with, and nothing of the project: that is mounted. Built by ci/docker/image, which lays
+# wheels/ and requirements.txt beside this file, so that nothing is fetched while building.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS build
+COPY wheels /wheels
+COPY requirements.txt /requirements.txt
+RUN python3 -m venv /opt/litmus \
+ && /opt/litmus/bin/python -m pip install --no-cache-dir --no-index --find-links /wheels --requirement /requirements.txt
+
+FROM ${BASE}
+COPY --from=build /opt/litmus /opt/litmus
+ENV PATH=/opt/litmus/bin:/usr/local/bin:/usr/bin:/bin
+USER 65534:65534
+CMD ["python", "-m", "harness.run.engine.inside"]
