@@ -13,7 +13,9 @@ log u_i is kept in place of u_i, so that nothing overflows and no running maximu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -179,7 +181,14 @@ def balanced(classes: int, per_class: int, seed: int, part: str) -> Tensor:
     return glyphs.glyphs(range(classes), per_class, seed, part, LOOK, SIDE)[0]
 
 
-def objective_of(arm: str, anchors: int, tuned: dict[str, float], seed: int) -> nn.Module:
+def halves(config: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Training, validation and test images of `classes`, the most frequent with `largest` training images."""
+    classes, seed = config["classes"], config["seed"]
+    return (long_tailed(classes, config["largest"], 0.7, seed), balanced(classes, 2, seed, "val"),
+            balanced(classes, 2, seed, "test"))
+
+
+def objective_of(arm: str, anchors: int, tuned: Mapping[str, Any], seed: int) -> nn.Module:
     """``clip`` and ``sogclr`` take ``tau``, ``isogclr`` and ``tempnet`` take ``rho``."""
     if arm == "clip":
         return InBatch(tuned["tau"])
@@ -206,3 +215,15 @@ def recall(model: TwoView, images: Tensor) -> float:
     model.eval()
     left, right = model.embed(images)
     return recall_at_1(left @ right.T).item()
+
+
+@torch.no_grad()
+def spread(model: TwoView, images: Tensor) -> dict[str, float]:
+    """Mean of the temperatures, and their standard deviation within a side: over ``images``, or those learned."""
+    objective = model.objective
+    if isinstance(objective, Predicted):
+        model.eval()
+        tau = torch.stack([net(view) for net, view in zip(objective.nets, model.embed(images), strict=True)])
+    else:
+        tau = objective.tau if isinstance(objective, Individual) else torch.tensor([[objective.tau]])
+    return {"tau_mean": tau.mean().item(), "tau_std": tau.std(1, correction=0).mean().item()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from reference.testbeds import training
 from reference.testbeds.decoding import sample
 from reference.testbeds.seeding import generator
 from reference.testbeds.word_lm import WordLM, hidden_and_targets, windows, word_batches
-from reference.testbeds.words import Words
+from reference.testbeds.words import Words, words
 
 CONTEXT, BATCH, LR = 32, 32, 0.01
 _BLOCK, _EVERY = 330, 10
@@ -25,38 +25,50 @@ _TEMPNET_BATCH = 64
 Temperatures = Callable[[Tensor], Tensor]
 
 
-def without_some_blocks(words: Words) -> tuple[Words, Tensor]:
+def without_some_blocks(text: Words) -> tuple[Words, Tensor]:
     """The words with every tenth block of 330 of the training side taken out, and these blocks.
 
     They are text of modules that the model knows, which neither the model nor any TempNet was trained on.
     """
-    blocks = words.train[: len(words.train) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    blocks = text.train[: len(text.train) // _BLOCK * _BLOCK].view(-1, _BLOCK)
     held_out = torch.arange(len(blocks)) % _EVERY == 0
-    return replace(words, train=blocks[~held_out].flatten()), blocks[held_out].flatten()
+    return replace(text, train=blocks[~held_out].flatten()), blocks[held_out].flatten()
 
 
-def language_model(words: Words, width: int, steps: int, data_seed: int, init_seed: int) -> WordLM:
+def language_model(text: Words, width: int, steps: int, data_seed: int, init_seed: int) -> WordLM:
     """A GRU trained by AdamW, gradients clipped at norm 1."""
-    model = WordLM("gru", len(words.vocabulary), init_seed, width)
-    batches = word_batches(words, BATCH, CONTEXT, data_seed, validation_windows=32)
+    model = WordLM("gru", len(text.vocabulary), init_seed, width)
+    batches = word_batches(text, BATCH, CONTEXT, data_seed, validation_windows=32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
     training.train(model, batches, optimizer, training.warmup_cosine(steps), steps, clip=1.0)
     return model
 
 
-def frozen(words: Words, width: int, steps: int, data_seed: int, init_seed: int, tokens: int) -> dict[str, Any]:
+def frozen(text: Words, width: int, steps: int, data_seed: int, init_seed: int, tokens: int) -> dict[str, Any]:
     """A trained model's state, and hidden vectors and next words of four texts.
 
     ``train`` is what the model was trained on, ``inside`` other text of the same modules, ``validation`` and ``test``
     text of modules that it has never seen; ``tokens`` of each, twenty times as many of ``train``.
     """
-    kept, inside = without_some_blocks(words)
+    kept, inside = without_some_blocks(text)
     model = language_model(kept, width, steps, data_seed, init_seed)
-    texts = {"train": kept.train, "inside": inside, "validation": words.validation, "test": words.test}
+    texts = {"train": kept.train, "inside": inside, "validation": text.validation, "test": text.test}
     counts = {name: tokens // CONTEXT * (20 if name == "train" else 1) for name in texts}
     return {"state": model.state_dict(), "width": width, "head": model.head.weight.detach().clone(),
-            "digest": words.digest, **{name: hidden_and_targets(model, windows(text, CONTEXT, counts[name]))
-                                       for name, text in texts.items()}}
+            "digest": text.digest, **{name: hidden_and_targets(model, windows(part, CONTEXT, counts[name]))
+                                      for name, part in texts.items()}}
+
+
+def frozen_bed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`frozen` on DOC; `config` has its arguments but the text, and how large the `vocabulary` is."""
+    return frozen(words(config["vocabulary"]), config["width"], config["steps"], config["data_seed"],
+                  config["init_seed"], config["tokens"])
+
+
+def judge(config: Mapping[str, Any]) -> WordLM:
+    """`language_model` on DOC, to score samples with; `config` as above, without `tokens`."""
+    return language_model(words(config["vocabulary"]), config["width"], config["steps"], config["data_seed"],
+                          config["init_seed"])
 
 
 class Amortised(nn.Module):

@@ -64,6 +64,12 @@ def test_the_slope_is_the_derivative(seed, share):
     torch.testing.assert_close(tau.grad, dro.slope(h, tau.detach(), rho))
 
 
+def test_the_loss_is_convex_in_the_temperature():
+    grid = torch.linspace(0.1, 4, 50, dtype=torch.float64)
+    losses = dro.robust_loss(logits(rows=1).expand(50, -1), grid, 1.7, torch.full((50,), 3))
+    assert (losses.diff().diff() > -1e-9).all()
+
+
 def test_the_loss_is_its_definition_and_the_official_form():
     h, labels, rho = logits(), torch.arange(5), 1.3
     tau = torch.linspace(0.3, 2, 5, dtype=torch.float64)
@@ -241,6 +247,15 @@ def test_every_objective_learns(arm):
     model = contrast.TwoView(contrast.objective_of(arm, len(images), tuned, 0), 0)
     contrast.fit(model, images, held_out, 40, 32, 0.003, 0)
     assert contrast.recall(model, images[:32]) > 0.4
+
+
+def test_temperatures_spread_where_each_image_has_its_own():
+    images, validation, test = contrast.halves({"classes": 6, "largest": 8, "seed": 0})
+    assert len(validation) == len(test) == 12
+    found = {arm: contrast.spread(contrast.TwoView(
+        contrast.objective_of(arm, len(images), {"tau": 0.1, "rho": 1.0}, 0), 0), test) for arm in ("clip", "tempnet")}
+    assert found["clip"] == {"tau_mean": pytest.approx(0.1), "tau_std": 0.0}
+    assert 0 < found["tempnet"]["tau_std"] < found["tempnet"]["tau_mean"] < contrast.ALLOWED.high
 
 
 # --- words ---
