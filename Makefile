@@ -1,4 +1,4 @@
-# make bench            four papers from card to verdict, and the report's path
+# make bench            the papers from card to verdict, and the report's path
 # make help             every target
 PROFILE ?= small
 SUITES  ?=
