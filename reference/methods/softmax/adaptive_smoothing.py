@@ -34,6 +34,9 @@ class Features(Protocol):
     def features(self, x: Tensor) -> Tensor:
         """Images -> [n, width]."""
 
+    def head(self, features: Tensor) -> Tensor:
+        """[n, width] -> logits."""
+
 
 def mix(g_logits: Tensor, h_logits: Tensor, alpha: float | Tensor, g_scale: float = G_SCALE, h_scale: float = H_SCALE,
         ) -> Tensor:
@@ -63,7 +66,11 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, channels, height, width] -> [n, classes]."""
-        return mix(self.g(x), self.h(x), self.alpha_of(x), self.g_scale, self.h_scale)
+        if not isinstance(self.alpha, MixingNet):
+            return mix(self.g(x), self.h(x), self.alpha_of(x), self.g_scale, self.h_scale)
+        of_g, of_h = self.g.features(x), self.h.features(x)  # once for the logits and for alpha
+        alpha = self.alpha.weight(self.alpha.score_of(of_g, of_h))
+        return mix(self.g.head(of_g), self.h.head(of_h), alpha, self.g_scale, self.h_scale)
 
 
 class MixingNet(nn.Module):
@@ -89,14 +96,22 @@ class MixingNet(nn.Module):
 
     def score(self, x: Tensor) -> Tensor:
         """The sigmoid's argument, [n]: positive where the image looks attacked."""
-        both = torch.cat([classifier.features(x) for classifier in self._classifiers], 1)
+        return self.score_of(*(classifier.features(x) for classifier in self._classifiers))
+
+    def score_of(self, of_g: Tensor, of_h: Tensor) -> Tensor:
+        """The same from the features of g and h."""
+        both = torch.cat([of_g, of_h], 1)
         raw = self.second(torch.relu(self.first(both)))
         normal = batch_norm(raw, self.mean, self.var, training=self.training)
         return (normal * self.scale + self.bias).squeeze(1)
 
+    def weight(self, score: Tensor) -> Tensor:
+        """alpha in (lowest, lowest + span)."""
+        return self.lowest + self.span * torch.sigmoid(score)
+
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, height, width] -> alpha [n] in (lowest, lowest + span)."""
-        return self.lowest + self.span * torch.sigmoid(self.score(x))
+        """[n, channels, height, width] -> alpha [n]."""
+        return self.weight(self.score(x))
 
 
 def mixing_loss(score: Tensor, log_probabilities: Tensor, y: Tensor, attacked: Tensor) -> Tensor:
@@ -121,11 +136,12 @@ class MixingTraining(nn.Module):
         self.net.train(training)
         both, labels = torch.cat([x, x_adv]), torch.cat([y, y[: len(x_adv)]])
         attacked = torch.arange(len(both)) >= len(x)
-        score = self.net.score(both)
-        alpha = self.net.lowest + self.net.span * torch.sigmoid(score)
         with torch.no_grad():
-            g, h = self.mixed.g(both), self.mixed.h(both)
-        return mixing_loss(score, mix(g, h, alpha, self.mixed.g_scale, self.mixed.h_scale), labels, attacked)
+            of_g, of_h = self.mixed.g.features(both), self.mixed.h.features(both)
+            g, h = self.mixed.g.head(of_g), self.mixed.h.head(of_h)
+        score = self.net.score_of(of_g, of_h)
+        f = mix(g, h, self.net.weight(score), self.mixed.g_scale, self.mixed.h_scale)
+        return mixing_loss(score, f, labels, attacked)
 
 
 def needed_margin(alpha: float) -> float:

@@ -1,10 +1,9 @@
-"""Clean against attacked accuracy on small images: the classifiers to mix, attacks through the mixture, its rivals."""
+"""Clean against attacked accuracy: attacks through the mixture, the choice of alpha, and the rivals' points."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,28 +12,21 @@ from torch import Tensor, nn
 from reference.methods.robustness.attacks import (
     Attack,
     apgd_attack,
-    pgd,
-    random_start,
     targeted_attack,
     worst_case,
 )
-from reference.methods.robustness.training import AdversarialTraining, Trades
-from reference.methods.softmax.adaptive_smoothing import Mixed, MixingNet, MixingTraining, margins
-from reference.testbeds import nets
-from reference.testbeds.digits import Split, digits
+from reference.methods.softmax.adaptive_smoothing import H_SCALE, Mixed, margins
+from reference.methods.softmax.adaptive_smoothing_nets import EPS, FeatureNet, classifier, in_range, mixing_net, split
+from reference.testbeds.nets import accuracy
 from reference.testbeds.seeding import generator
-from reference.testbeds.training import array_batches, array_digest, train, warmup_cosine
 
-BATCH = 64
-# radii at which adversarial training keeps half to 70 % of the validation images, found without any mixture
-EPS = {"digits": 0.12}
-TRADES_BETAS = (0.5, 1.0, 3.0, 6.0)
-EPS_SHARES = (0.25, 0.5, 0.75, 1.0)
-# (1 - alpha) / alpha falls by the root of two from 1 to a thousandth, then to 0
-ALPHAS = (*(1.0 / (1.0 + 2.0 ** (-j / 2)) for j in range(21)), 1.0)
-_WIDTH = 8
-_TRAINING_ATTACK_STEPS = 4
-_HIGHEST = 0.99  # of a mixing network's alpha
+PARTS = ("val", "test")
+SLACK = 0.02  # robust accuracy that a mixture may cost
+SWEEPS = {
+    "trades": [{"beta": beta} for beta in (0.5, 1.0, 3.0, 6.0)],
+    "adversarial": [{"share": share} for share in (0.25, 0.5, 0.75)],
+}
+ALPHAS = (*(1.0 / (1.0 + 0.5**halvings) for halvings in range(11)), 1.0)  # (1 - alpha) / alpha halves from 1, then is 0
 _SOFTER = 8.0  # how much flatter g is in the stand-in that attackers use when gradients through f vanish
 
 
@@ -47,14 +39,9 @@ class Effort:
     targets: int
 
 
-def selection(steps: int) -> Effort:
-    """What choosing on validation images is worth."""
-    return Effort(max(1, 3 * steps // 4), restarts=1, targets=1)
-
-
-def final(steps: int) -> Effort:
-    """What test images go through."""
-    return Effort(steps, restarts=5, targets=3)
+def effort(part: str, steps: int) -> Effort:
+    """What test images go through, and what choosing on validation images is worth."""
+    return Effort(steps, restarts=5, targets=3) if part == "test" else Effort(steps, restarts=1, targets=1)
 
 
 @dataclass(frozen=True)
@@ -63,93 +50,6 @@ class Accuracy:
 
     clean: float
     robust: float
-
-
-class FeatureNet(nn.Module):
-    """A classifier of `nets` that tells what its head reads."""
-
-    def __init__(self, net: nets.Classifier):
-        super().__init__()
-        self.net = net
-        self.width = net.layers[-1].in_features
-
-    def features(self, x: Tensor) -> Tensor:
-        """Images -> [n, width]."""
-        return self.net.layers[:-1](x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits."""
-        return self.net(x)
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross entropy in nats."""
-        return self.net.loss(x, y)
-
-
-@cache
-def data(name: str, seed: int) -> Split:
-    """Images in 0..1 by name; so far the digits. Raises KeyError for another name."""
-    return {"digits": digits}[name](seed)
-
-
-def classifier(config: Mapping[str, Any]) -> FeatureNet:
-    """A convolutional net, trained with Adam for `steps` steps and in evaluation mode.
-
-    `config` names `data`, `seed`, `lr`, `steps` and the `kind`: standard, adversarial (with `share` of the radius) or
-    trades (with `beta`).
-    """
-    split, seed, steps = data(config["data"], config["seed"]), config["seed"], config["steps"]
-    net = FeatureNet(nets.conv_net(seed, _WIDTH))
-    eps = EPS[config["data"]]
-    model: nn.Module = net
-    if config["kind"] == "adversarial":
-        model = AdversarialTraining(net, config["share"] * eps, _TRAINING_ATTACK_STEPS, seed)
-    elif config["kind"] == "trades":
-        model = Trades(net, eps, _TRAINING_ATTACK_STEPS, seed, config["beta"])
-    batches = array_batches(split.train_x, split.train_y, BATCH, seed, (split.val_x, split.val_y))
-    train(model, batches, torch.optim.Adam(net.parameters(), lr=config["lr"]), warmup_cosine(steps), steps)
-    return net.eval().requires_grad_(False)
-
-
-def mixing_net(g: FeatureNet, h: FeatureNet, config: Mapping[str, Any]) -> MixingNet:
-    """A mixing network trained on clean images and on images attacked through the mixture and through itself."""
-    name, seed, steps = config["data"], config["seed"], config["steps"]
-    split, random = data(name, seed), generator("mixing attack", seed)
-    net = MixingNet(g, h, g.width + h.width, seed)
-
-    def attack(mixed: Mixed, x: Tensor, y: Tensor) -> Tensor:
-        start = random_start(x, EPS[name], random)
-        size = 2.5 * EPS[name] / _TRAINING_ATTACK_STEPS
-        return pgd(mixed, x, y, EPS[name], steps=_TRAINING_ATTACK_STEPS, step_size=size, start=start)
-
-    model = MixingTraining(Mixed(g, h, net), attack)
-    batches = array_batches(split.train_x, split.train_y, BATCH, seed, (split.val_x, split.val_y))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config["lr"], weight_decay=1e-5)
-    train(model, batches, optimizer, warmup_cosine(steps), steps)
-    return net.eval().requires_grad_(False)
-
-
-def in_range(net: MixingNet, lowest: float) -> MixingNet:
-    """The network itself, its alpha from now on between `lowest` and 0.99."""
-    net.lowest, net.span = lowest, max(0.0, _HIGHEST - lowest)
-    return net
-
-
-# --- attacks ---
-
-
-def attacks_on(model: nn.Module, eps: float, effort: Effort, sources: Sequence[nn.Module] = ()) -> list[Attack]:
-    """APGD on the cross entropy with restarts, APGD towards wrong classes, and what fools each of the `sources`.
-
-    Through a mixture all gradients run through both classifiers and alpha. Its sources are the two classifiers and the
-    mixture with a flatter g, whose gradients do not vanish where g is sure.
-    """
-    if isinstance(model, Mixed):
-        softer = Mixed(model.g, model.h, model.alpha, model.g_scale / _SOFTER, model.h_scale)
-        sources = [softer, model.h, model.g]
-    transfers = [attack for source in sources for attack in apgd_attack(source, eps, effort.steps)]
-    return [*apgd_attack(model, eps, effort.steps, effort.restarts),
-            *targeted_attack(model, eps, effort.steps, effort.targets), *transfers]
 
 
 @dataclass(frozen=True)
@@ -161,16 +61,28 @@ class Examined:
     right: Tensor
 
 
-def examine(
-    model: nn.Module, name: str, seed: int, part: str, effort: Effort, sources: Sequence[nn.Module] = ()
-) -> Examined:
+def attacks_on(model: nn.Module, eps: float, effort: Effort) -> list[Attack]:
+    """APGD on the cross entropy with restarts, APGD towards wrong classes and, against a mixture, transfers.
+
+    Through a mixture all gradients run through both classifiers and alpha. Transfers come from the two classifiers and
+    from the mixture with a flatter g, whose gradients do not vanish where g is sure.
+    """
+    sources: list[nn.Module] = []
+    if isinstance(model, Mixed):
+        softer = Mixed(model.g, model.h, model.alpha, model.g_scale / _SOFTER, model.h_scale)
+        sources = [softer, model.h, model.g]
+    transfers = [attack for source in sources for attack in apgd_attack(source, eps, effort.steps)]
+    return [*apgd_attack(model, eps, effort.steps, effort.restarts),
+            *targeted_attack(model, eps, effort.steps, effort.targets), *transfers]
+
+
+def examine(model: nn.Module, config: Mapping[str, Any], part: str) -> Examined:
     """Clean and worst-case accuracy on the part `val` or `test`."""
-    split = data(name, seed)
-    x, y = (split.val_x, split.val_y) if part == "val" else (split.test_x, split.test_y)
-    model = model.eval()
-    attacked, right = worst_case(model, x, y, attacks_on(model, EPS[name], effort, sources),
-                                 generator("examine", part, seed))
-    return Examined(Accuracy(nets.accuracy(model, x, y), float(right.double().mean())), attacked, right)
+    data, model = split(config["classes"], config["seed"]), model.eval()
+    x, y = (data.val_x, data.val_y) if part == "val" else (data.test_x, data.test_y)
+    attacks = attacks_on(model, EPS, effort(part, config["attack_steps"]))
+    attacked, right = worst_case(model, x, y, attacks, generator("examine", part, config["seed"]))
+    return Examined(Accuracy(accuracy(model, x, y), float(right.double().mean())), attacked, right)
 
 
 def choose(candidates: Sequence[float], robust: Callable[[float], float], needed: float) -> float:
@@ -186,6 +98,11 @@ def choose(candidates: Sequence[float], robust: Callable[[float], float], needed
         else:
             low = middle + 1
     return candidates[low]
+
+
+def smallest_alpha(mixture: Callable[[float], Mixed], needed: float, config: Mapping[str, Any]) -> float:
+    """The smallest alpha whose mixture keeps the needed robust accuracy on validation images."""
+    return choose(ALPHAS, lambda alpha: examine(mixture(alpha), config, "val").accuracy.robust, needed)
 
 
 def clean_at(robust: float, points: Sequence[Accuracy]) -> float:
@@ -209,6 +126,79 @@ def margin_gap(h: nn.Module, h_scale: float, seen: Examined, x: Tensor, y: Tenso
     return float(margins(attacked)[seen.right].mean() - margins(clean)[clean.argmax(1) != y].mean())
 
 
-def digest(name: str, seed: int) -> str:
-    """Of all images and labels."""
-    return array_digest(*vars(data(name, seed)).values())
+# --- what is measured for one seed ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """The two classifiers of one seed and their mixture with the smallest constant alpha that is robust enough.
+
+    `points[part]` holds the accuracies of standard, adversarial and mixed; `curve` those of mixtures around alpha, on
+    test images; `seen` is the robust classifier on them.
+    """
+
+    g: FeatureNet
+    h: FeatureNet
+    needed: float
+    alpha: float
+    points: dict[str, dict[str, Accuracy]]
+    curve: list[Accuracy]
+    seen: Examined
+
+    def gain(self, own: Accuracy) -> float:
+        """Clean accuracy on test images over that of a random choice between the classifiers, at equal robustness."""
+        points = self.points["test"]
+        return own.clean - clean_at(own.robust, [points["standard"], points["adversarial"]])
+
+
+def case(config: Mapping[str, Any]) -> Case:
+    """Both classifiers trained with the rates `standard_lr` and `adversarial_lr`, mixed and attacked."""
+    g, h = (classifier({**config, "kind": kind}) for kind in ("standard", "adversarial"))
+    # as a mixture, so that h meets as many attacks as the mixtures do
+    seen = {part: examine(Mixed(g, h, 1.0), config, part) for part in PARTS}
+    needed = seen["val"].accuracy.robust - SLACK
+    alpha = smallest_alpha(lambda alpha: Mixed(g, h, alpha), needed, config)
+    points = {part: {"standard": examine(g, config, part).accuracy, "adversarial": seen[part].accuracy,
+                     "mixed": examine(Mixed(g, h, alpha), config, part).accuracy} for part in PARTS}
+    chosen, last = ALPHAS.index(alpha), len(ALPHAS) - 1
+    near = {min(max(chosen + step, 0), last) for step in (-1, 1)} - {chosen, last}
+    curve = [examine(Mixed(g, h, ALPHAS[index]), config, "test").accuracy for index in sorted(near)]
+    return Case(g, h, needed, alpha, points, [*curve, points["test"]["mixed"], points["test"]["adversarial"]],
+                seen["test"])
+
+
+def sweep(config: Mapping[str, Any]) -> dict[str, list[Accuracy]]:
+    """The points of TRADES over beta, or of adversarial training over smaller radii (`kind`), on each part."""
+    nets = [classifier({**config, **options}) for options in SWEEPS[config["kind"]]]
+    return {part: [examine(net, config, part).accuracy for net in nets] for part in PARTS}
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A mixture whose alpha a network gives: its accuracy on each part, and the mean alpha on test images."""
+
+    points: dict[str, Accuracy]
+    alpha_clean: float
+    alpha_attacked: float
+
+
+def adaptive(case: Case, config: Mapping[str, Any]) -> Adaptive:
+    """A mixing network of rate `lr`, attacked through itself; its lower end is the smallest that is robust enough."""
+    net = mixing_net(case.g, case.h, config)
+
+    def mixture(lowest: float) -> Mixed:
+        return Mixed(case.g, case.h, in_range(net, lowest))
+
+    found = mixture(smallest_alpha(mixture, case.needed, config))
+    seen = {part: examine(found, config, part) for part in PARTS}
+    clean = split(config["classes"], config["seed"]).test_x
+    means = [float(found.alpha_of(x).mean()) for x in (clean, seen["test"].attacked)]
+    return Adaptive({part: item.accuracy for part, item in seen.items()}, *means)
+
+
+def mixed_at_scale(case: Case, h_scale: float, config: Mapping[str, Any]) -> tuple[float, Accuracy]:
+    """Alpha chosen anew for h with its logits scaled, and that mixture on test images."""
+    if h_scale == H_SCALE:
+        return case.alpha, case.points["test"]["mixed"]
+    alpha = smallest_alpha(lambda alpha: Mixed(case.g, case.h, alpha, h_scale=h_scale), case.needed, config)
+    return alpha, examine(Mixed(case.g, case.h, alpha, h_scale=h_scale), config, "test").accuracy

@@ -3,159 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.declare.seeds import seed_for
 from harness.declare.suite import Point, Suite
-from reference.methods.robustness.attacks import apgd, random_start
 from reference.methods.softmax import adaptive_smoothing as smoothing
 from reference.methods.softmax import adaptive_smoothing_frontier as frontier
-from reference.methods.softmax.adaptive_smoothing import Mixed
-from reference.methods.softmax.adaptive_smoothing_frontier import Accuracy, Examined, FeatureNet
+from reference.methods.softmax import adaptive_smoothing_nets as nets
+from reference.testbeds.training import array_digest
 
 Metrics = dict[str, float]
 Tensor = torch.Tensor
+Tuned = Mapping[str, Any]
 
 suite = Suite(__file__)
 
-SLACK = 0.02  # robust accuracy that a mixture may cost
-DEFAULT_LR = {"standard": 0.006, "adversarial": 0.012, "trades": 0.012, "network": 0.005}
+LR = {"standard_lr": 0.04, "adversarial_lr": 0.04}  # where nothing is tuned yet
 FLATTENED = 0.1
 
 
-class Case:
-    """One data set and seed: its classifiers, trained once, and what attacks leave of them, found once."""
+def configured(point: Point, seed: int, tuned: Tuned) -> dict[str, Any]:
+    """All that the two classifiers of a seed depend on."""
+    config = {**point, "seed": seed_for("data", seed), **{name: tuned.get(name, lr) for name, lr in LR.items()}}
+    suite.uses_data("glyphs", array_digest(*vars(nets.split(config["classes"], config["seed"])).values()))
+    return config
 
-    def __init__(self, point: Point, seed: int):
-        self.name, self.steps, self.seed = point["data"], point["steps"], seed_for("data", seed)
-        self.attack_steps = point["attack_steps"]
-        suite.uses_data(self.name, frontier.digest(self.name, self.seed))
 
-    def net(self, kind: str, lr: float | None = None, **options: float) -> FeatureNet:
-        """A trained classifier; `lr` None takes the one that won."""
-        config = {"data": self.name, "seed": self.seed, "steps": self.steps, "kind": kind,
-                  "lr": lr or self.rates()[kind], **options}
-        return suite.prepare("classifier", config, frontier.classifier)
-
-    def pair(self) -> tuple[FeatureNet, FeatureNet]:
-        """g and h."""
-        return self.net("standard"), self.net("adversarial", share=1.0)
-
-    def mixed(self, alpha: smoothing.Alpha, h_scale: float = smoothing.H_SCALE) -> Mixed:
-        """The mixture."""
-        return Mixed(*self.pair(), alpha, h_scale=h_scale)
-
-    def examined(self, model: torch.nn.Module, part: str, **names: Any) -> Examined:
-        """The model under all attacks; `names` tell it from other models."""
-        effort = (frontier.final if part == "test" else frontier.selection)(self.attack_steps)
-        config = {"data": self.name, "seed": self.seed, "steps": self.steps, "part": part,
-                  "attack_steps": self.attack_steps, "tuned": self.rates(), **names}
-        sources = () if isinstance(model, Mixed) else self.pair()
-        return suite.prepare("examined", config, lambda _: frontier.examine(
-            model, self.name, self.seed, part, effort, sources))
-
-    def rates(self) -> dict[str, float]:
-        """The learning rate of each kind of training."""
-        return {kind: (suite.tuned.values("training", kind) or {"lr": DEFAULT_LR[kind]})["lr"]
-                for kind in ("standard", "adversarial", "trades")}
-
-    def constant(self, alpha: float, part: str, h_scale: float = smoothing.H_SCALE) -> Examined:
-        """The mixture with a constant alpha."""
-        return self.examined(self.mixed(alpha, h_scale), part, alpha=alpha, h_scale=h_scale)
-
-    def needed(self) -> float:
-        """The robust accuracy on validation images that a mixture must keep."""
-        return self.constant(1.0, "val").accuracy.robust - SLACK
-
-    def alpha(self, h_scale: float = smoothing.H_SCALE) -> float:
-        """The smallest alpha that keeps it."""
-        needed = self.needed()
-        return frontier.choose(frontier.ALPHAS, lambda a: self.constant(a, "val", h_scale).accuracy.robust, needed)
-
-    def rivals(self, arm: str) -> list[Accuracy]:
-        """The points of one family on test images."""
-        if arm == "chance":
-            g, h = self.pair()
-            return [self.examined(net, "test", net=kind).accuracy for kind, net in (("g", g), ("h", h))]
-        if arm == "trades":
-            nets = [(f"trades {beta}", self.net("trades", beta=beta)) for beta in frontier.TRADES_BETAS]
-        else:
-            nets = [(f"eps {share}", self.net("adversarial", share=share)) for share in frontier.EPS_SHARES]
-        return [self.examined(net, "test", net=kind).accuracy for kind, net in nets]
+def prepared(config: Mapping[str, Any]) -> frontier.Case:
+    """The classifiers and their mixture, trained and attacked once for all experiments."""
+    return suite.prepare("case", config, frontier.case)
 
 
 @suite.trial("training")
-def training(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
-    """One classifier, under attack."""
-    case, lr = Case(point, seed), tuned.get("lr", DEFAULT_LR[arm])
-    options = {"adversarial": {"share": 1.0}, "trades": {"beta": 1.0}}.get(arm, {})
-    net = case.net(arm, lr, **options)
-    effort = frontier.selection(case.attack_steps)
-    found = {part: frontier.examine(net, case.name, case.seed, part, effort).accuracy for part in ("val", "test")}
-    kept = found["val"].clean if arm == "standard" else found["val"].robust
-    return {"clean": found["test"].clean, "robust": found["test"].robust, "val_error": 1.0 - kept}
+def training(arm: str, point: Point, seed: int, device: str, tuned: Tuned) -> Metrics:
+    """The two classifiers, on validation images."""
+    config = configured(point, seed, tuned)
+    standard, adversarial = (frontier.examine(nets.classifier({**config, "kind": kind}), config, "val").accuracy
+                             for kind in ("standard", "adversarial"))
+    return {"val_error": 2.0 - standard.clean - adversarial.robust, "clean_lost": standard.clean - adversarial.clean,
+            "robust_won": adversarial.robust - standard.robust}
 
 
 @suite.trial("tradeoff")
-def tradeoff(arm: str, point: Point, seed: int, device: str) -> Metrics:
-    """The mixture, or a rival's clean accuracy at the mixture's robust accuracy."""
-    case = Case(point, seed)
-    alpha = case.alpha()
-    own = case.constant(alpha, "test").accuracy
-    if arm == "adversarial":
-        own = case.constant(1.0, "test").accuracy
-    elif arm != "mixed":
-        own = replace(own, clean=frontier.clean_at(own.robust, case.rivals(arm)))
-    return {"clean": own.clean, "robust": own.robust, "alpha": alpha}
+def tradeoff(arm: str, point: Point, seed: int, device: str, tuned: Tuned) -> Metrics:
+    """A family's clean accuracy at the mixture's robust accuracy."""
+    config = configured(point, seed, tuned)
+    case = prepared(config)
+    names = {"chance": ["standard", "adversarial"], "smaller_eps": ["adversarial"], "trades": []}.get(arm, [arm])
+    points = {part: [case.points[part][name] for name in names] for part in frontier.PARTS}
+    if kind := {"trades": "trades", "smaller_eps": "adversarial"}.get(arm):
+        rates = {"kind": kind, "trades_lr": tuned.get("trades_lr", LR["adversarial_lr"])}
+        swept = suite.prepare("sweep", {**config, **rates}, frontier.sweep)
+        points = {part: points[part] + swept[part] for part in frontier.PARTS}
+    at = {part: case.points[part]["mixed"].robust for part in frontier.PARTS}
+    robust = points["test"][0].robust if len(points["test"]) == 1 else at["test"]
+    return {"clean": frontier.clean_at(at["test"], points["test"]), "robust": robust, "alpha": case.alpha,
+            "val_clean": frontier.clean_at(at["val"], points["val"])}
 
 
 @suite.trial("confidence")
-def confidence(arm: str, point: Point, seed: int, device: str) -> Metrics:
+def confidence(arm: str, point: Point, seed: int, device: str, tuned: Tuned) -> Metrics:
     """What the margins of h are worth."""
-    case = Case(point, seed)
-    split, rivals = frontier.data(case.name, case.seed), case.rivals("chance")
-
-    def gain(alpha: float, h_scale: float) -> tuple[Accuracy, float]:
-        own = case.constant(alpha, "test", h_scale).accuracy
-        return own, own.clean - frontier.clean_at(own.robust, rivals)
-
+    config = configured(point, seed, tuned)
+    case, data = prepared(config), nets.split(config["classes"], config["seed"])
     scale = smoothing.H_SCALE * (FLATTENED if arm == "flattened" else 1.0)
-    alpha = case.alpha(scale)
-    (own, gained), (_, plain) = gain(alpha, scale), gain(case.alpha(), smoothing.H_SCALE)
-    h = case.pair()[1]
-    gap = frontier.margin_gap(h, scale, case.examined(h, "test", net="h"), split.test_x, split.test_y)
-    return {"gap": gap, "alpha": alpha, "clean": own.clean, "robust": own.robust, "gain": gained,
-            "excess": gained - 0.5 * plain}
+    alpha, own = frontier.mixed_at_scale(case, scale, config)
+    gain, plain = case.gain(own), case.gain(case.points["test"]["mixed"])
+    gap = frontier.margin_gap(case.h, scale, case.seen, data.test_x, data.test_y)
+    return {"gap": gap, "alpha": alpha, "clean": own.clean, "robust": own.robust, "gain": gain,
+            "excess": gain - 0.5 * plain}
 
 
 @suite.trial("network")
-def network(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, Any]) -> Metrics:
-    """The mixing network, or constants interpolated at its robust accuracy."""
-    case = Case(point, seed)
-    values = tuned or suite.tuned.values("network", "network") or {"lr": DEFAULT_LR["network"]}
-    config = {"data": case.name, "seed": case.seed, "steps": case.steps, "tuned": case.rates(), **values}
-    mixing = suite.prepare("mixing", config, lambda config: frontier.mixing_net(*case.pair(), config))
-    split = frontier.data(case.name, case.seed)
-
-    def with_network(lowest: float, part: str) -> Examined:
-        return case.examined(case.mixed(frontier.in_range(mixing, lowest)), part, lowest=lowest, **values)
-
-    lowest = frontier.choose(frontier.ALPHAS, lambda a: with_network(a, "val").accuracy.robust, case.needed())
-    found = with_network(lowest, "test")
-    own, validation = found.accuracy, with_network(lowest, "val").accuracy
-    alphas = [float(frontier.in_range(mixing, lowest)(x).mean()) for x in (split.test_x, found.attacked)]
-    if arm == "constant":
-        chosen = frontier.ALPHAS.index(case.alpha())
-        near = sorted({min(max(chosen + step, 0), len(frontier.ALPHAS) - 1) for step in (-2, 0, 2)})
-        points = [case.constant(frontier.ALPHAS[index], "test").accuracy for index in near]
-        own = replace(own, clean=frontier.clean_at(own.robust, [*points, case.constant(1.0, "test").accuracy]))
-        validation, alphas = case.constant(case.alpha(), "val").accuracy, [case.alpha()] * 2
-    return {"clean": own.clean, "robust": own.robust, "val_clean": validation.clean,
-            "alpha_clean": alphas[0], "alpha_attacked": alphas[1]}
+def network(arm: str, point: Point, seed: int, device: str, tuned: Tuned) -> Metrics:
+    """The mixing network beside the constants around the best one, interpolated at its robust accuracy."""
+    config = configured(point, seed, tuned)
+    case = prepared(config)
+    found = frontier.adaptive(case, {**config, "lr": tuned.get("lr", 0.005)})
+    own = found.points["test"]
+    return {"clean": own.clean, "robust": own.robust, "gain": own.clean - frontier.clean_at(own.robust, case.curve),
+            "val_clean": found.points["val"].clean, "alpha_clean": found.alpha_clean,
+            "alpha_attacked": found.alpha_attacked}
 
 
 # --- oracles ---
@@ -228,37 +158,9 @@ def no_attack_succeeds_inside_the_radius() -> None:
     assert (radius > 0).any()
     for eps in (0.02, 0.05, 0.1):
         certain = radius >= eps
-        if not certain.any():
-            continue
         signs = torch.sign(slopes.T)[torch.randint(3, (len(x),), generator=random)]
-        worst = torch.stack([probabilities(x + eps * direction) for direction in (signs, -signs, torch.sign(
-            torch.randn(x.shape, generator=random, dtype=torch.float64)))])
+        other = torch.sign(torch.randn(x.shape, generator=random, dtype=torch.float64))
+        worst = torch.stack([probabilities(x + eps * direction) for direction in (signs, -signs, other)])
         g = 1e3 * worst.scatter(2, y.expand(3, -1)[:, :, None], -torch.inf).softmax(2)
         f = smoothing.mix(g, worst.clamp_min(1e-12).log(), alpha)
         assert (f.argmax(2) == y)[:, certain].all(), eps
-
-
-@suite.oracle
-def attacks_stay_in_the_ball_and_win_when_it_is_large() -> None:
-    """APGD through a mixture of linear classifiers: inside the ball and 0..1; nothing survives eps = 1."""
-    random = torch.Generator().manual_seed(3)
-    g, h = (torch.nn.Linear(6, 3) for _ in range(2))
-    for layer in (g, h):
-        layer.weight.data = 8 * torch.randn((3, 6), generator=random)
-        layer.bias.data = torch.zeros(3)
-    x = torch.rand((100, 6), generator=random)
-    f = Mixed(g, h, 0.8)
-    y = f(x).argmax(1)
-    for eps in (0.05, 1.0):
-        adversarial = apgd(f, x, y, eps, steps=20, start=random_start(x, eps, random))
-        assert (adversarial - x).abs().max() <= eps + 1e-6
-        assert 0.0 <= adversarial.min() <= adversarial.max() <= 1.0
-    assert (f(adversarial).argmax(1) == y).float().mean() < 0.05
-
-
-@suite.oracle
-def interpolation_is_the_upper_hull() -> None:
-    """By hand: two points, between them, beyond the more robust one; a point under the line does not matter."""
-    points = [Accuracy(0.9, 0.1), Accuracy(0.7, 0.5), Accuracy(0.75, 0.3)]
-    for robust, clean in ((0.1, 0.9), (0.3, 0.8), (0.5, 0.7), (0.6, 0.7), (0.0, 0.9)):
-        assert np.isclose(frontier.clean_at(robust, points), clean), robust

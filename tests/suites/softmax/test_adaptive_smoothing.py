@@ -1,33 +1,33 @@
 """The suite of adaptive smoothing: its oracles, that they fail when an equation is broken, its trials at toy size."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
-import torch
 
-from harness.run.worker import load_suite
 from reference.methods.softmax import adaptive_smoothing as smoothing
+from suites.softmax.adaptive_smoothing.suite import suite
 
-ROOT = Path(__file__).resolve().parents[3]
-TINY = {"data": "digits", "steps": 6, "attack_steps": 1}
+TINY = {"classes": 5, "steps": 6, "attack_steps": 1}
+TUNED = {"standard_lr": 0.01, "adversarial_lr": 0.01, "trades_lr": 0.01, "lr": 0.005}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def suite():
-    return load_suite(ROOT, "softmax/adaptive_smoothing")
+def run(kept):
+    def trial(experiment, arm):
+        return suite.trials[experiment](arm=arm, point=TINY, seed=0, device="cpu", tuned=TUNED)
 
-
-@pytest.fixture(scope="module")
-def prepared(suite, kept):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "artefacts", kept)
-        yield suite
+        yield trial
 
 
-def test_every_oracle_agrees(suite):
-    for name, oracle in suite.oracles.items():
-        assert oracle() is None, name
+def test_the_card_has_every_claim():
+    assert suite.card.claim_ids == ["better_tradeoff", "confidence_gap", "adaptive_alpha_gain"]
+
+
+@pytest.mark.parametrize("oracle", suite.oracles)
+def test_every_oracle_agrees(oracle):
+    assert suite.oracles[oracle]() is None
 
 
 def swapped(g, h, alpha, g_scale=2.0, h_scale=1.0):
@@ -41,7 +41,7 @@ def logits_mixed(g, h, alpha, g_scale=2.0, h_scale=1.0):
 def without_the_last_term(h, lipschitz, alpha):
     top, y = h.max(1, keepdim=True)
     room = (top - h) / (lipschitz[y] + lipschitz)
-    return room.scatter(1, y, torch.inf).min(1).values
+    return room.scatter(1, y, np.inf).min(1).values
 
 
 original_mix, original_margin = smoothing.mix, smoothing.needed_margin
@@ -57,42 +57,39 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(suite, monkeypatch, fault):
+def test_a_planted_fault_is_caught(monkeypatch, fault):
     name, replacement, oracle = FAULTS[fault]
     monkeypatch.setattr(smoothing, name, replacement)
     with pytest.raises(AssertionError):
         suite.oracles[oracle]()
 
 
-def test_the_card_has_every_claim(suite):
-    assert suite.card.claim_ids == ["better_tradeoff", "confidence_gap", "adaptive_alpha_gain"]
+@pytest.mark.parametrize("experiment", suite.card.experiments)
+def test_every_arm_returns_the_metrics_of_the_card(run, experiment):
+    card = suite.card.experiments[experiment]
+    for arm in card.arms:
+        found = run(experiment, arm)
+        assert set(found) == set(card.metrics), arm
+        assert np.isfinite(list(found.values())).all(), arm
 
 
-def test_training_reports_what_it_is_tuned_on(prepared):
-    found = {arm: prepared.trials["training"](arm, TINY, 0, "cpu", {"lr": 0.01})
-             for arm in ("standard", "adversarial", "trades")}
-    for metrics in found.values():
-        assert 0.0 <= metrics["robust"] <= metrics["clean"] <= 1.0
-        assert 0.0 <= metrics["val_error"] <= 1.0
-
-
-def test_rivals_are_read_at_the_mixtures_robust_accuracy(prepared):
-    found = {arm: prepared.trials["tradeoff"](arm, TINY, 0, "cpu")
-             for arm in ("mixed", "adversarial", "chance", "trades", "smaller_eps")}
+def test_rivals_are_read_at_the_mixtures_robust_accuracy(run):
+    found = {arm: run("tradeoff", arm) for arm in suite.card.experiments["tradeoff"].arms}
     assert {found[arm]["robust"] for arm in ("mixed", "chance", "trades", "smaller_eps")} == {found["mixed"]["robust"]}
+    assert len({found[arm]["alpha"] for arm in found}) == 1
     assert 0.5 <= found["mixed"]["alpha"] <= 1.0
-    assert found["chance"]["clean"] >= found["adversarial"]["clean"] or found["mixed"]["robust"] > 0
+    assert found["smaller_eps"]["clean"] >= found["adversarial"]["clean"] or (
+        found["adversarial"]["robust"] < found["mixed"]["robust"])
 
 
-def test_excess_is_the_gain_over_half_the_plain_gain(prepared):
-    found = {arm: prepared.trials["confidence"](arm, TINY, 0, "cpu") for arm in ("plain", "flattened")}
-    assert found["plain"]["excess"] == pytest.approx(0.5 * found["plain"]["gain"])
-    assert found["flattened"]["excess"] == pytest.approx(found["flattened"]["gain"] - 0.5 * found["plain"]["gain"])
+def test_excess_is_the_gain_over_half_the_plain_gain(run):
+    plain, flattened = (run("confidence", arm) for arm in ("plain", "flattened"))
+    assert plain["excess"] == pytest.approx(0.5 * plain["gain"])
+    assert flattened["excess"] == pytest.approx(flattened["gain"] - 0.5 * plain["gain"])
+    assert abs(flattened["gap"]) < abs(plain["gap"])
 
 
-def test_constant_alphas_are_read_at_the_networks_robust_accuracy(prepared):
-    found = {arm: prepared.trials["network"](arm, TINY, 0, "cpu", {"lr": 0.005} if arm == "network" else {})
-             for arm in ("network", "constant")}
-    assert found["network"]["robust"] == found["constant"]["robust"]
-    assert 0.5 <= found["network"]["alpha_clean"] <= 1.0
-    assert found["constant"]["alpha_clean"] == found["constant"]["alpha_attacked"]
+def test_the_case_is_built_once_for_all_experiments(run, kept):
+    for experiment, arm in (("tradeoff", "mixed"), ("confidence", "plain"), ("network", "network")):
+        run(experiment, arm)
+    assert sum(name == "case" for name, _ in kept.built) == 1

@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from reference.methods.robustness.attacks import worst_case
 from reference.methods.softmax import adaptive_smoothing as smoothing
 from reference.methods.softmax import adaptive_smoothing_frontier as frontier
+from reference.methods.softmax import adaptive_smoothing_nets as nets
 from reference.methods.softmax.adaptive_smoothing import Mixed, MixingNet, MixingTraining
 from reference.methods.softmax.adaptive_smoothing_frontier import Accuracy
 
@@ -177,54 +179,98 @@ def test_the_hull_holds_every_point_and_falls(pairs, robust):
     assert values == sorted(values)
 
 
+def test_the_hull_by_hand():
+    points = [Accuracy(0.9, 0.1), Accuracy(0.7, 0.5), Accuracy(0.75, 0.3)]
+    for robust, clean in ((0.1, 0.9), (0.3, 0.8), (0.5, 0.7), (0.6, 0.7), (0.0, 0.9)):
+        assert frontier.clean_at(robust, points) == pytest.approx(clean), robust
+
+
 def test_a_mixture_is_attacked_through_itself_a_flatter_g_and_both_classifiers():
     f = mixture().eval()
     effort = frontier.Effort(steps=2, restarts=3, targets=2)
     assert len(frontier.attacks_on(f, 0.1, effort)) == 3 + 2 + 3
     assert len(frontier.attacks_on(f.h, 0.1, effort)) == 3 + 2
-    assert len(frontier.attacks_on(f.h, 0.1, effort, [f.g])) == 3 + 2 + 1
+
+
+def test_attacks_through_a_mixture_stay_in_the_ball_and_win_when_it_is_large():
+    random = torch.Generator().manual_seed(3)
+    g, h = (nn.Linear(6, 3) for _ in range(2))
+    for layer in (g, h):
+        layer.weight.data, layer.bias.data = 8 * torch.randn((3, 6), generator=random), torch.zeros(3)
+    x, f = torch.rand((100, 6), generator=random), Mixed(g, h, 0.8)
+    y = f(x).argmax(1)
+    for eps in (0.05, 1.0):
+        attacks = frontier.attacks_on(f, eps, frontier.Effort(steps=20, restarts=1, targets=1))
+        attacked, right = worst_case(f, x, y, attacks, random)
+        assert (attacked - x).abs().max() <= eps + 1e-6
+        assert 0.0 <= attacked.min() <= attacked.max() <= 1.0
+    assert right.float().mean() < 0.02
 
 
 def config(**changes):
-    return {"data": "digits", "seed": 0, "steps": 30, "lr": 0.01, **changes}
+    rates = {"standard_lr": 0.02, "adversarial_lr": 0.02, "trades_lr": 0.02}
+    return {"classes": 5, "seed": 0, "steps": 30, "attack_steps": 3, **rates, **changes}
 
 
-def test_classifiers_mixtures_and_their_examination():
+@pytest.fixture(scope="module")
+def case():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    g = frontier.classifier(config(kind="standard", steps=80))
-    h = frontier.classifier(config(kind="adversarial", share=1.0, steps=80))
-    effort = frontier.Effort(steps=6, restarts=1, targets=1)
-    found = {name: frontier.examine(model, "digits", 0, "val", effort) for name, model in (
-        ("g", g), ("h", h), ("half", Mixed(g, h, 0.5)), ("all", Mixed(g, h, 1.0)))}
+    yield frontier.case(config())
     torch.set_num_threads(before)
-    assert found["g"].accuracy.clean > 0.5
-    assert found["h"].accuracy.robust > found["g"].accuracy.robust
-    assert found["all"].accuracy.clean == found["h"].accuracy.clean
-    for item in found.values():
-        assert item.accuracy.robust <= item.accuracy.clean
-        assert item.right.float().mean().item() == pytest.approx(item.accuracy.robust)
-    split = frontier.data("digits", 0)
-    assert (found["half"].attacked - split.val_x).abs().max() <= frontier.EPS["digits"] + 1e-6
-    gaps = [frontier.margin_gap(h, scale, found["h"], split.val_x, split.val_y) for scale in (1.0, 0.01)]
+
+
+def test_the_robust_classifier_is_the_robust_one_and_attacks_stay_in_the_ball(case):
+    standard, adversarial = (case.points["test"][name] for name in ("standard", "adversarial"))
+    assert standard.clean > 0.5
+    assert adversarial.robust > standard.robust + 0.1
+    x = nets.split(5, 0).test_x
+    assert (case.seen.attacked - x).abs().max() <= nets.EPS + 1e-6
+    assert case.seen.right.double().mean().item() == pytest.approx(adversarial.robust)
+    for points in case.points.values():
+        assert all(0.0 <= point.robust <= point.clean <= 1.0 for point in points.values())
+
+
+def test_the_chosen_alpha_keeps_what_is_needed_on_validation_images(case):
+    assert case.needed == pytest.approx(case.points["val"]["adversarial"].robust - frontier.SLACK)
+    assert case.alpha == 1.0 or case.points["val"]["mixed"].robust >= case.needed
+    assert case.points["test"]["mixed"] in case.curve
+    assert case.points["test"]["adversarial"] in case.curve
+    assert case.gain(case.points["test"]["standard"]) == pytest.approx(0.0)
+
+
+def test_flattening_shrinks_the_gap_and_raises_alpha(case):
+    data = nets.split(5, 0)
+    gaps = [frontier.margin_gap(case.h, scale, case.seen, data.test_x, data.test_y) for scale in (1.0, 0.01)]
     assert abs(gaps[1]) < 0.02 < abs(gaps[0])
+    assert frontier.mixed_at_scale(case, 1.0, config()) == (case.alpha, case.points["test"]["mixed"])
+    assert frontier.mixed_at_scale(case, 0.1, config())[0] >= case.alpha
 
 
-def test_a_mixing_network_is_trained_on_the_digits():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    g, h = (frontier.classifier(config(kind=kind, share=1.0)) for kind in ("standard", "adversarial"))
-    net = frontier.mixing_net(g, h, config(steps=10))
-    torch.set_num_threads(before)
-    x = frontier.data("digits", 0).val_x
+def test_an_adaptive_mixture_is_chosen_like_a_constant_one(case):
+    found = frontier.adaptive(case, config(lr=0.005, steps=5))
+    assert set(found.points) == {"val", "test"}
+    assert 0.5 <= found.alpha_clean <= 0.99
+    assert 0.5 <= found.alpha_attacked <= 0.99
+
+
+@pytest.mark.parametrize(("kind", "count"), [("trades", 4), ("adversarial", 3)])
+def test_a_sweep_has_a_point_for_each_setting(kind, count):
+    found = frontier.sweep(config(kind=kind, steps=3, attack_steps=1))
+    assert {part: len(points) for part, points in found.items()} == {"val": count, "test": count}
+
+
+def test_a_mixing_networks_range_can_be_moved(case):
+    net = nets.mixing_net(case.g, case.h, config(steps=5, lr=0.005))
+    x = nets.split(5, 0).val_x
     assert 0.84 < net(x).min() < net(x).max() < 0.99
-    assert frontier.in_range(net, 0.5)(x).min() < 0.8
+    assert nets.in_range(net, 0.5)(x).min() < 0.8
     assert not any(p.requires_grad for p in net.parameters())
 
 
-def test_data_are_in_range_and_differ_by_seed():
-    split = frontier.data("digits", 0)
-    assert 0.0 <= split.train_x.min() <= split.train_x.max() <= 1.0
-    assert frontier.digest("digits", 0) != frontier.digest("digits", 1)
-    with pytest.raises(KeyError):
-        frontier.data("letters", 0)
+def test_images_are_in_range_and_differ_by_seed_and_part():
+    data = nets.split(5, 0)
+    assert 0.0 <= data.train_x.min() <= data.train_x.max() <= 1.0
+    assert len(data.test_x) == 5 * nets.PER_CLASS["test"]
+    assert not torch.equal(data.test_x, nets.split(5, 1).test_x)
+    assert not torch.equal(data.test_x[: len(data.val_x)], data.val_x)
