@@ -3,7 +3,7 @@
 A survey (Liu et al. 2024, arXiv 2412.14219) of techniques at the level of the model, the system and the kernel. Each of
 those here is a gate put in place of another: it gets the tokens [n, width] of a layer and answers with their routes.
 Kernels are in ``moe_dispatch``, caches in ``expert_cache``, which experts to keep in ``moe_inference_survey_pruning``,
-the models and texts of the comparison in ``moe_inference_survey_models``.
+the models of the comparison in ``moe_inference_survey_training`` and ``_models``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from reference.methods.softmax.moe_dispatch import capacity_of, places
 from reference.testbeds import decoding
 from reference.testbeds.moe_lm import MoE, MoELM, Routes, top_k_gates
+
+Wrap = Callable[[int, nn.Module], nn.Module]
 
 
 class PrunedGate(nn.Module):
@@ -122,7 +124,7 @@ def _first_alone(gates: Tensor, where: Tensor) -> Tensor:
 
 
 @contextmanager
-def replaced_gates(model: MoELM, wrap: Callable[[int, nn.Module], nn.Module]) -> Iterator[list[nn.Module]]:
+def replaced_gates(model: MoELM, wrap: Wrap) -> Iterator[list[nn.Module]]:
     """Put ``wrap(layer, gate)`` in each gate's place; the old ones return at the end."""
     layers = model.layers()
     before = [layer.gate for layer in layers]

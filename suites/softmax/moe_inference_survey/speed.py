@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.declare.suite import Arm, Problem, SkipArm
+from harness.declare.suite import Arm, Point, Problem, SkipArm
 from reference.methods.softmax import moe_dispatch
 from reference.methods.softmax.moe_dispatch import Experts
 
 Tensor = torch.Tensor
 
 STEPS = (1, 4, 16, 64, 256)
-_TOP_K = 2
+TOP_K, DECODED_EXPERTS = 2, 16
 _TOLERANCE = 1e-5
 
 
@@ -27,20 +27,19 @@ def experts_of(count: int, width: int, hidden: int, rng: np.random.Generator, de
     return Experts(torch.from_numpy(up).to(device), torch.from_numpy(down).to(device))
 
 
-def dispatch_problem(
-    tokens: int, count: int, skew: float, rng: np.random.Generator, device: str, width: int = 256, hidden: int = 128
-) -> Problem:
-    """``tokens`` through ``count`` experts; an input is x, its routes and the smallest capacity that drops nothing."""
+def dispatch(point: Point, rng: np.random.Generator, device: str, width: int = 256, hidden: int = 128) -> Problem:
+    """One layer in several ways; an input is x, its routes and the smallest capacity that drops nothing."""
+    tokens, count, skew = point["tokens"], point["experts"], point["skew"]
     experts = experts_of(count, width, hidden, rng, device)
 
     def inputs(random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, int]:
         x = torch.from_numpy(random.standard_normal((tokens, width), dtype=np.float32))
-        chosen, gates = moe_dispatch.zipf_routes(tokens, count, _TOP_K, skew, random)
+        chosen, gates = moe_dispatch.zipf_routes(tokens, count, TOP_K, skew, random)
         return x.to(device), chosen.to(device), gates.to(device), moe_dispatch.largest_load(chosen, count)
 
     # padded rows depend on the draw of the routes: their number for one draw stands for all
     buffer_rows = count * inputs(np.random.default_rng(0))[3]
-    calls = tokens * _TOP_K
+    calls = tokens * TOP_K
 
     def arm(function: Callable[..., Tensor], rows: int) -> Arm:
         moved = count * experts.expert_bytes + 4.0 * width * (2 * tokens + 2 * rows)
@@ -72,23 +71,24 @@ def dispatch_problem(
     )
 
 
-def decode_problem(hidden: int, rng: np.random.Generator, count: int = 16) -> Problem:
+def decode(point: Point, rng: np.random.Generator, device: str) -> Problem:
     """As many tokens as the longest step has, with even routes, in steps of each length; d is half of ``hidden``."""
-    width, tokens = hidden // 2, max(STEPS)
+    hidden, count, tokens = point["hidden"], DECODED_EXPERTS, max(STEPS)
+    width = hidden // 2
     experts = experts_of(count, width, hidden, rng, "cpu")
 
     def inputs(random: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.from_numpy(random.standard_normal((tokens, width), dtype=np.float32))
-        return (x, *moe_dispatch.zipf_routes(tokens, count, _TOP_K, 0.0, random))
+        return (x, *moe_dispatch.zipf_routes(tokens, count, TOP_K, 0.0, random))
 
     def arm(step: int) -> Arm:
-        touched = tokens / step * moe_dispatch.expected_distinct(step, _TOP_K, count)
+        touched = tokens / step * moe_dispatch.expected_distinct(step, TOP_K, count)
 
         def run(x: Tensor, chosen: Tensor, gates: Tensor) -> Any:
             return moe_dispatch.in_steps(x, experts, chosen, gates, step)
 
         return Arm(run, touched * experts.expert_bytes + 8.0 * tokens * width,
-                   flops=2.0 * tokens * _TOP_K * 2 * width * hidden)
+                   flops=2.0 * tokens * TOP_K * 2 * width * hidden)
 
     return Problem(
         inputs=inputs,

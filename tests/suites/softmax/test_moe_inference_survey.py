@@ -67,8 +67,6 @@ def in_token_order(x, experts, chosen, gates):
     (survey, "top_k_gates", gates_over_all, "changed_gates_keep_what_they_should"),
     (moe_dispatch, "masked", without_the_gates, "all_dispatches_agree"),
     (moe_dispatch, "grouped", in_token_order, "all_dispatches_agree"),
-    (moe_dispatch, "expected_distinct", lambda B, k, E: E * (1 - (1 - 1 / E) ** B),
-     "distinct_experts_follow_the_formula"),
     (expert_cache, "_next_calls", lambda trace: [-time for time in range(len(trace))], "belady_is_never_beaten"),
 ])
 def test_planted_faults_are_caught(suite, monkeypatch, module, name, fault, oracle):

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 
 from reference.methods.softmax import expert_cache, moe_dispatch
 from reference.methods.softmax import moe_inference_survey as survey
+from reference.methods.softmax import moe_inference_survey_models as models
+from reference.methods.softmax import moe_inference_survey_traces as traces
+from reference.methods.softmax import moe_inference_survey_training as training
 from reference.methods.softmax.moe_dispatch import Experts
 from reference.methods.softmax.moe_inference_survey_pruning import CRITERIA, keep_experts, least_change, mixed
 from reference.testbeds import moe_lm
 from reference.testbeds.seeding import generator
+from reference.testbeds.text import corpus
 
 CALLS = st.lists(st.integers(0, 5), min_size=1, max_size=14)
 
@@ -118,6 +122,23 @@ def test_capacity_and_bytes():
     assert case()[1].expert_bytes == 4 * 2 * 16 * 8
 
 
+@pytest.mark.parametrize("tokens", [1, 4, 16])
+def test_distinct_experts_follow_the_formula_on_even_routes(tokens):
+    random = np.random.default_rng(0)
+    draws = [moe_dispatch.zipf_routes(tokens, 16, 2, 0.0, random)[0] for _ in range(400)]
+    counts = [len(chosen.unique()) for chosen in draws]
+    gap = abs(np.mean(counts) - moe_dispatch.expected_distinct(tokens, 2, 16))
+    assert gap <= 4 * np.std(counts) / math.sqrt(400) + 1e-9
+
+
+def test_all_experts_chosen_is_the_softmax_mixture():
+    mixture = moe_lm.Mixture(experts=6, top_k=6, hidden=8)
+    layer = moe_lm.make(0, mixture, width=16).layers()[0].requires_grad_(False)
+    tokens = torch.randn(40, 16, generator=generator("tokens"))
+    p = (tokens @ layer.gate.weight.T).softmax(-1)
+    torch.testing.assert_close(layer(tokens), (p[..., None] * layer.every_expert(tokens)).sum(1))
+
+
 # --- caches ---
 
 
@@ -146,6 +167,15 @@ def test_no_policy_beats_belady_and_a_larger_lru_never_hits_less(calls, slots):
     hits = {name: policy(calls, slots, start).sum() for name, policy in expert_cache.POLICIES.items()}
     assert hits["belady"] == max(hits.values())
     assert (expert_cache.lru(calls, slots) <= expert_cache.lru(calls, slots + 1)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(calls=CALLS, slots=st.integers(1, 4))
+def test_lru_hits_when_few_others_were_called_in_between(calls, slots):
+    hits = expert_cache.lru(calls, slots)
+    for time, call in enumerate(calls):
+        last = max((back for back in range(time) if calls[back] == call), default=None)
+        assert hits[time] == (last is not None and len(set(calls[last + 1 : time])) < slots)
 
 
 @settings(max_examples=60, deadline=None)
@@ -304,3 +334,58 @@ def test_greedy_is_not_far_from_trying_all_pairs(model, characters):
     assert best <= error(least_change(layer, tokens, logits, 2)) * (1 + 1e-6)
     assert error(least_change(layer, tokens, logits, 2)) <= 1.5 * best
     assert math.isfinite(best)
+
+
+# --- models, their costs and traces ---
+
+
+@pytest.fixture(scope="module")
+def subject():
+    text = corpus("DOC", 300_000)
+    return models.subject(moe_lm.make(3, models.MIXTURE).state_dict(), text, 0)
+
+
+def test_calibration_is_drawn_anew_for_each_draw_and_the_same_for_each_criterion(subject):
+    first = subject.calibration(3, 0)
+    assert first.shape == (3, 64)
+    assert torch.equal(first, subject.calibration(3, 0))
+    assert not torch.equal(first, subject.calibration(3, 1))
+
+
+def test_pruning_nothing_and_limitless_buffers_cost_nothing(subject):
+    assert models.pruned(subject, "random", 0.0, 1)["excess"] == 0
+    assert models.limited(subject, None) == {"test_loss": subject.loss(training.TEST_WINDOWS), "drop_rate": 0.0}
+    assert models.limited(subject, 16.0)["drop_rate"] == 0
+
+
+def test_weak_second_calls_are_saved_as_often_as_on_calibration_text(subject):
+    for rule in ("dynamic_k", "random_k"):
+        found = models.fewer_calls(subject, rule)
+        assert found["saved"] == pytest.approx(models.SAVED_SECOND_CALLS / 2, abs=0.04)
+        assert found["ppl_ratio"] == pytest.approx(math.exp(found["excess"]))
+
+
+def test_traces_and_what_is_measured_on_them(subject):
+    found = traces.traces(subject, 4)
+    assert [part.shape for part in found["sampled"]] == [(4, 48, 2)] * 3
+    assert [part.shape for part in found["text"]] == [(4, 64, 2)] * 3
+    random = np.random.default_rng(0)
+    rates = {arm: traces.cached(found, "text", arm, 0.25, random) for arm in expert_cache.POLICIES}
+    assert rates["belady"]["of_belady"] == 1
+    assert all(rate["of_belady"] <= 1 for rate in rates.values())
+    assert traces.cached(found, "text", "lru_shuffled", 0.25, random)["hit_rate"] > 0
+    previous = traces.guessed(found, "text", "previous_token")
+    assert 0 <= previous["recall"] <= 1
+    assert previous["stall_us"] <= previous["stall_without_us"] * 2
+
+
+def test_both_models_are_trained_on_equal_terms():
+    config = {"steps": 2, "corpus_bytes": 300_000, "lr": 0.003, "data_seed": 1, "init_seed": 2}
+    found = {arm: training.pretrained({**config, "arm": arm}) for arm in training.MODELS}
+    assert found["moe"]["digest"] == found["dense"]["digest"]
+    assert found["moe"]["parameters"] > 3 * found["dense"]["parameters"]
+    shared = "blocks.0.attention.query.weight"
+    assert found["moe"]["state"][shared].shape == found["dense"]["state"][shared].shape
+    again = training.pretrained({**config, "arm": "moe"})
+    assert again["test_loss"] == found["moe"]["test_loss"]
+    assert math.isfinite(again["test_loss"])
