@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from reference.methods.softmax import vq_logits as vq
 from reference.methods.softmax.heads import AdaptiveHead, Int4Head, LowRankHead, best_adaptive, largest_rank
 from reference.testbeds import training, word_lm
 from reference.testbeds.seeding import generator
-from reference.testbeds.words import Words
+from reference.testbeds.words import Words, words
 
 WIDTH = 128
 BATCH_WINDOWS, WINDOW = 8, 32
@@ -40,10 +41,25 @@ class Setting:
         return word_lm.word_batches(self.text, BATCH_WINDOWS, WINDOW, seed, validation_windows=128)
 
 
+def text_of(config: Mapping[str, Any]) -> Words:
+    """The words of DOC with `config["vocabulary"]`."""
+    return words(config["vocabulary"])
+
+
+def setting_of(config: Mapping[str, Any]) -> Setting:
+    """`vocabulary`, `data_seed` and `init_seed` as a setting of the usual width."""
+    return Setting(text_of(config), config["data_seed"], config["init_seed"])
+
+
+def pretrained_of(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`pretrained` with `config["pretraining"]` steps."""
+    return pretrained(setting_of(config), config["pretraining"])
+
+
 def pretrained(setting: Setting, steps: int) -> dict[str, Tensor]:
     """The weights after pretraining with the full head: 10 % warm-up, then a cosine to 30 % of the rate."""
     model = setting.model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAINING_LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAINING_LR, weight_decay=0.0, fused=True)
     schedule = training.warmup_cosine(steps, floor=0.3)
     training.train(model, setting.batches(1), optimizer, schedule, steps, clip=1.0)
     return model.state_dict()
@@ -58,7 +74,7 @@ def loaded(setting: Setting, weights: Mapping[str, Tensor]) -> word_lm.WordLM:
 
 def train_on(setting: Setting, model: word_lm.WordLM, lr: float, steps: int) -> training.History:
     """Trunk and head on new batches with AdamW, 10 % warm-up, cosine to 0; a learned map is renewed on the way."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
 
     def renew(step: int) -> None:
         head = model.head
@@ -68,13 +84,6 @@ def train_on(setting: Setting, model: word_lm.WordLM, lr: float, steps: int) -> 
     schedule = training.warmup_cosine(steps, floor=0.0)
     return training.train(
         model, setting.batches(2), optimizer, schedule, steps, clip=1.0, after_step=renew)
-
-
-def trained(setting: Setting, weights: Mapping[str, Tensor], lr: float, steps: int) -> dict[str, Tensor]:
-    """The weights after `train_on` with the full head."""
-    model = loaded(setting, weights)
-    train_on(setting, model, lr, steps)
-    return model.state_dict()
 
 
 def codes_for(mapping: str, rows: Tensor, counts: Tensor, count: int, seed: int) -> vq.Codes:

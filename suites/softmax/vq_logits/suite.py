@@ -14,7 +14,7 @@ from harness.declare.suite import Point, Problem, Suite
 from reference.methods.softmax import vq_logits as vq
 from reference.methods.softmax import vq_logits_words as experiment
 from reference.methods.softmax.heads import stored_bytes
-from reference.testbeds import training, word_lm, words
+from reference.testbeds import training, word_lm
 from reference.testbeds.seeding import generator
 from suites.softmax.vq_logits.speed import logits_problem
 
@@ -42,27 +42,24 @@ def pareto(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str, A
 
 
 def fitted(arm: str, count: int | None, budget: int, point: Point, seed: int, lr: float) -> Metrics:
-    """Train the arm's head in the pretrained model, and score it."""
-    config = {"vocabulary": point["vocabulary"], "seed": seed, "pretraining": point["pretraining"]}
-    text = suite.prepare("words", {"vocabulary": point["vocabulary"]}, lambda c: words.words(c["vocabulary"]))
+    """Train the arm's head in the pretrained model, score it; integers are what the full head ends as."""
+    config = {name: point[name] for name in ("vocabulary", "pretraining")} | {
+        "data_seed": seed_for("data", seed), "init_seed": seed_for("init", seed)}
+    text = suite.prepare("words", {"vocabulary": point["vocabulary"]}, experiment.text_of)
     suite.uses_data("DOC words", text.digest)
-    setting = experiment.Setting(text, seed_for("data", seed), seed_for("init", seed))
-    weights = suite.prepare("pretrained", config, lambda c: experiment.pretrained(setting, c["pretraining"]))
-    if arm in ("full", "int4"):
-        more = {"lr": lr, "steps": point["steps"]}
-        weights = suite.prepare("continued", {**config, **more}, lambda c: experiment.trained(
-            setting, weights, c["lr"], c["steps"]))
-    model = experiment.loaded(setting, weights)
+    setting = experiment.Setting(text, config["data_seed"], config["init_seed"])
+    model = experiment.loaded(setting, suite.prepare("pretrained", config, experiment.pretrained_of))
     rows = model.head.weight.detach()
     if count is not None:
         mapping = "kmeans" if arm in ("learned", "kmeans_bias") else arm
         codes = suite.prepare(f"codes_{mapping}", {**config, "count": count}, lambda c: experiment.codes_for(
             mapping, rows, text.counts, c["count"], seed_for("codes", seed)))
         model.head = experiment.vq_head(arm, rows, codes, text.counts)
-    elif arm in RIVALS:
+    elif arm not in ("full", "int4"):
         model.head = experiment.rival_head(arm, model, setting, budget)
-    if arm not in ("full", "int4"):
-        experiment.train_on(setting, model, lr, point["steps"])
+    experiment.train_on(setting, model, lr, point["steps"])
+    if arm == "int4":
+        model.head = experiment.rival_head(arm, model, setting, budget)
     return scored(model, setting)
 
 
