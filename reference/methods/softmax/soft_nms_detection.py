@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +54,11 @@ def best_rule(objects: Objects, found: Proposals, candidates: Sequence[Rule]) ->
     return max(candidates, key=lambda rule: ap_percent(objects, found, rule))
 
 
-def detector(seed: int, images: int, steps: int) -> Detector:
-    """Trained on mixed scenes of this seed, whose crowding covers all levels."""
-    batches = scene_batches(scenes(images, None, seed), 16, seed, scenes(64, None, seed, "val"))
-    return trained(seed, batches, steps)[0]
+def detector(config: Mapping[str, Any]) -> Detector:
+    """Trained for `steps` on mixed scenes of this `seed`, as many as `images`, whose crowding covers all levels."""
+    seed = config["seed"]
+    batches = scene_batches(scenes(config["images"], None, seed), 16, seed, scenes(64, None, seed, "val"))
+    return trained(seed, batches, config["steps"])[0]
 
 
 def detected(

@@ -11,17 +11,8 @@ import torch
 from harness.declare.estimate_spec import Slope
 from harness.declare.seeds import seed_for
 from harness.declare.suite import Estimate, Point, Problem, Suite
+from reference.methods.softmax import soft_nms_detection as scenes
 from reference.methods.softmax.soft_nms import DECAYS, Rule, soft_nms, soft_nms_torch
-from reference.methods.softmax.soft_nms_detection import (
-    GRIDS,
-    ap_percent,
-    best_rule,
-    detected,
-    detector,
-    random_proposals,
-    rules,
-    suppress,
-)
 from reference.methods.softmax.soft_nms_numba import hard_nms
 from reference.methods.softmax.soft_nms_numba import soft_nms as soft_nms_fast
 from reference.testbeds.average_precision import Objects, iou_matrix
@@ -42,10 +33,10 @@ def proposed(kind: str, crowding: float | None, seed: int, part: str) -> tuple[O
     """Objects and raw boxes of a part; one detector for each seed, trained on scenes of mixed crowding."""
     data, images = seed_for("data", seed), SCENES[kind][part]
     if kind == "simulated":
-        return detected(None, crowding, images, data, part)
-    model = suite.prepare("detector", {"seed": data, **TRAINING}, lambda config: detector(**config))
+        return scenes.detected(None, crowding, images, data, part)
+    model = suite.prepare("detector", {"seed": data, **TRAINING}, scenes.detector)
     config = {"crowding": crowding, "images": images, "seed": data, "part": part}
-    return suite.prepare("proposals", config, lambda config: detected(model, **config))
+    return suite.prepare("proposals", config, lambda config: scenes.detected(model, **config))
 
 
 @suite.trial("detection")
@@ -55,9 +46,9 @@ def detection(arm: str, point: Point, seed: int, device: str, tuned: Mapping[str
     parts = {part: proposed(point["proposals"], None, seed, part) for part in ("val", "test")}
     objects, found = parts["test"]
     return {
-        "ap": ap_percent(objects, found, rule),
-        "val_ap": ap_percent(*parts["val"], rule),
-        "kept": len(suppress(found, rule).label) / len(found.scores),
+        "ap": scenes.ap_percent(objects, found, rule),
+        "val_ap": scenes.ap_percent(*parts["val"], rule),
+        "kept": len(scenes.suppress(found, rule).label) / len(found.scores),
     }
 
 
@@ -66,8 +57,8 @@ def crowding(arm: str, point: Point, seed: int, device: str) -> dict[str, float]
     """The rule that is best on validation scenes of this crowding, on test scenes of it."""
     decay = DECAY[arm]
     val, test = (proposed(point["proposals"], point["crowding"], seed, part) for part in ("val", "test"))
-    rule = best_rule(*val, rules(decay))
-    return {"ap": ap_percent(*test, rule), "chosen": getattr(rule, GRIDS[decay][0])}
+    rule = scenes.best_rule(*val, scenes.rules(decay))
+    return {"ap": scenes.ap_percent(*test, rule), "chosen": getattr(rule, scenes.GRIDS[decay][0])}
 
 
 @suite.speed("complexity")
@@ -107,7 +98,7 @@ def slope_gap(records: pd.DataFrame, level: float, of: str, to: str) -> Estimate
 
 
 def _drawn(seed: int, n: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    boxes, scores = random_proposals(np.random.default_rng(seed), 1, n, n // 8)
+    boxes, scores = scenes.random_proposals(np.random.default_rng(seed), 1, n, n // 8)
     return boxes[0], scores[0]
 
 
@@ -176,14 +167,3 @@ def order_of_input_does_not_matter_and_scores_never_rise() -> None:
         assert decay != "gaussian" or (expected < scores).mean() > 0.5
         for name, result in _each(boxes[mixed], scores[mixed], Rule(decay)):
             assert np.allclose(result, expected[mixed], rtol=1e-12, atol=0), f"{name}: {decay} depends on the order"
-
-
-@suite.oracle
-def classes_do_not_touch_each_other() -> None:
-    """Two classes together give what they give alone."""
-    boxes, scores = _drawn(5)
-    labels = np.arange(len(scores)) % 2
-    for result in (soft_nms(boxes, scores, Rule(), labels), soft_nms_fast(boxes, scores, Rule(), labels)):
-        for label in (0, 1):
-            alone = soft_nms(boxes[labels == label], scores[labels == label], Rule())
-            assert np.allclose(result[labels == label], alone, rtol=1e-12, atol=0)
