@@ -6,8 +6,9 @@ with top-p 0.95. 3. The draft is fine-tuned on these answers, the target's proba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ GAMMAS = (3, 5)
 SEED_TEMPERATURES = (0.0, 0.3, 0.7, 1.0)
 TOP_P = 0.95
 BATCH = 16
+TARGET_LR, DRAFT_LR = 0.003, 0.006
 _CHUNK = 128
 
 
@@ -132,6 +134,11 @@ def efficiencies(draft: char_lm.CharLM, written: Sequence[Written]) -> dict[tupl
     return found
 
 
+def mean_efficiency(draft: char_lm.CharLM, written: Sequence[Written]) -> float:
+    """`efficiencies`, the mean over gammas and temperatures."""
+    return float(np.mean(list(efficiencies(draft, written).values())))
+
+
 @dataclass(frozen=True)
 class Distillation:
     """Answers of the target to seed instructions; `p` [places, vocabulary] are its probabilities, row after row.
@@ -176,6 +183,33 @@ def distillation_set(target: char_lm.CharLM, prompts: int, seed: int) -> Distill
         counts.append(written.counts)
     firsts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cat(counts).cumsum(0)])
     return Distillation(torch.cat(tokens), torch.cat(masks), torch.cat(probabilities), firsts)
+
+
+def draft_of(config: Mapping[str, Any]) -> char_lm.CharLM:
+    """Phase 1 for the draft: a model of the shape ``draft``, pretrained for ``steps``."""
+    return pretrain(config["draft"], config["steps"], DRAFT_LR, config["seed"])
+
+
+def target_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuned target, its answers to seed instructions, and what it writes for the evaluation prompts.
+
+    ``test`` and ``validation`` answer ``asked`` instructions of these parts, ``other`` continues plain text of the base
+    corpus; each at all temperatures.
+    """
+    target = pretrain(config["target"], config["pretrain"], TARGET_LR, 0)
+    tune_target(target, max(2, config["pretrain"] // 4), TARGET_LR)
+    count, plain = config["asked"], text.corpus("DOC").validation
+    starts = torch.arange(count) * (len(plain) - PROMPT_CHARACTERS) // count
+    other = [text.decode(plain[start : start + PROMPT_CHARACTERS]) for start in starts.tolist()]
+    sides = {part: instructions(part).prompts[:count] for part in ("test", "validation")}
+    return {
+        "target": target,
+        "digests": {"DOC": text.corpus("DOC").digest, "instructions": instructions("train").digest},
+        "prompts": sides["test"],
+        "distillation": distillation_set(target, config["seeds_asked"], 0),
+        **{part: [write(target, prompts, t, 1) for t in TEMPERATURES] for part, prompts in sides.items()},
+        "other": [write(target, other, t, 1, end=None) for t in TEMPERATURES],
+    }
 
 
 class Alignment(nn.Module):

@@ -51,13 +51,12 @@ def test_a_ratio_upside_down_is_noticed(monkeypatch):
 def test_a_residual_that_forgets_the_draft_is_noticed(monkeypatch):
     monkeypatch.setattr(speculative, "residual", lambda p, q: p)
     broken("output_has_the_targets_distribution")
-    broken("numba_verifies_as_torch_does")
 
 
 def test_a_lost_bonus_is_noticed(monkeypatch):
     right = speculative.expected_blocks
     monkeypatch.setattr(speculative, "expected_blocks", lambda kept, lengths, gamma: right(kept, lengths, gamma - 1))
-    broken("expectation_agrees_with_enumeration")
+    broken("identical_models_accept_everything")
 
 
 def verified(fault=None, monkeypatch=None):

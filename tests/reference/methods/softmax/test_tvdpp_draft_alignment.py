@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from reference.methods.softmax import tvdpp_draft_alignment as losses
 from reference.methods.softmax import tvdpp_draft_alignment_text as instructed
 from reference.methods.softmax import tvdpp_draft_alignment_training as training
+from reference.methods.softmax.speculative import expected_blocks
 
 seeds = st.integers(0, 10_000)
 
@@ -39,6 +40,28 @@ def test_over_the_vocabulary_the_baseline_cancels(seed):
                      for flag in (False, True))
     assert torch.cosine_similarity(plain, scaled, dim=0) > 1 - 1e-9
     assert scaled.norm() > 1.9 * plain.norm()  # the standard deviation of a 0/1 reward is at most 1/2
+
+
+@pytest.mark.parametrize("advantage", [False, True])
+def test_sampled_gradients_have_the_exact_mean(advantage):
+    p, logits = pair(13, places=1, letters=5)
+    exact = gradient(losses.policy_loss(p, logits, advantage=False), logits).flatten()
+    loss = losses.policy_loss(p, logits, advantage=advantage, samples=4000, random=torch.Generator().manual_seed(15))
+    assert torch.cosine_similarity(gradient(loss, logits).flatten(), exact, dim=0) > 0.995
+
+
+def test_expected_blocks_agree_with_enumeration():
+    """Over all 2^6 patterns of acceptance of a text of 6 characters."""
+    kept, gamma, total = np.random.default_rng(0).random((1, 6)), 2, 0.0
+    for pattern in np.ndindex(*(2,) * 6):
+        place, calls = 0, 0
+        while place < 6:
+            run = 0
+            while run < gamma and place + run < 6 and pattern[place + run]:
+                run += 1
+            place, calls = place + run + 1, calls + 1
+        total += float(np.prod(np.where(pattern, kept[0], 1 - kept[0]))) * calls
+    assert total == pytest.approx(float(expected_blocks(kept, np.array([6]), gamma)[0]), abs=1e-12)
 
 
 def test_advantages_are_centred_and_scaled():
