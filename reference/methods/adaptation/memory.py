@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -20,3 +21,9 @@ def peak_allocated_bytes(call: Callable[[], object]) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def second_call_bytes(function: Callable[[Tensor], object], x: Tensor) -> int:
+    """What the second call of `function(x)` allocates at most, when an optimizer already has its state."""
+    function(x)
+    return peak_allocated_bytes(lambda: function(x))

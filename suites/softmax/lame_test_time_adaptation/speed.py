@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from harness.declare.suite import Arm, Problem
 from reference.methods.softmax.lame_test_time_adaptation import affinity, neighbours, refine
 from reference.methods.softmax.lame_test_time_adaptation_numba import refine_steps
+from reference.testbeds.flops import forward_flops
 
 Tensor = torch.Tensor
 
@@ -56,23 +57,6 @@ def batch_problem(model: torch.nn.Module, pool: Tensor, methods: Mapping[str, Ca
         error=lambda found, expected: float(0.5 * (found[0].double() - expected[found[1]]).abs().sum(1).median()),
         input_bytes=4 * BATCH * pool[0].numel(), tolerance=1e-3,
     )
-
-
-def forward_flops(model: torch.nn.Module, side: int) -> float:
-    """Two for each multiplication and addition of the convolutions and the head, one image."""
-    total = 0.0
-
-    def count(module: torch.nn.Module, _: Any, y: Tensor) -> None:
-        nonlocal total
-        total += 2.0 * y[0].numel() * module.weight[0].numel()
-
-    layers = [item for item in model.modules() if isinstance(item, torch.nn.Conv2d | torch.nn.Linear)]
-    hooks = [item.register_forward_hook(count) for item in layers]
-    with torch.no_grad():
-        model(torch.zeros(1, 1, side, side))
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def refine_problem(n: int, classes: int) -> Problem:

@@ -98,7 +98,7 @@ def test_a_stream_gives_an_accuracy_and_repeats(prepared, arm):
 def test_many_scenarios_are_averaged(prepared, module):
     def each(corruption, order, prior):
         point = {**TINY, "corruption": corruption, "order": order, "prior": prior}
-        return module["accuracies"]("none", point, 0, [{}, {}])
+        return module["accuracies"](prepared, "none", point, 0, [{}, {}])
 
     singles = [each("clean", order, prior)[0] for order in ("iid", "bursts") for prior in ("balanced", "zipf")]
     whole = each("clean", "every", "every")

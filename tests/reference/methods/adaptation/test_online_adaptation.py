@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from reference.methods.adaptation import online
 from reference.methods.adaptation.batch_statistics import MovingBatchNorm, move_statistics
 from reference.methods.adaptation.label_spreading import LabelSpreading
-from reference.methods.adaptation.memory import peak_allocated_bytes
+from reference.methods.adaptation.memory import peak_allocated_bytes, second_call_bytes
 from reference.testbeds.glyph_nets import residual_net
 
 X = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -196,3 +196,14 @@ def test_peak_memory_counts_what_is_alive_together():
 
     assert peak_allocated_bytes(one_after_the_other) == pytest.approx(40_000, rel=0.01)
     assert peak_allocated_bytes(together) == pytest.approx(120_000, rel=0.01)
+
+
+def test_memory_of_the_second_call_leaves_out_what_the_first_one_keeps():
+    kept = []
+
+    def call(x):
+        if not kept:
+            kept.append(torch.ones(50_000))
+        return (x + 1).sum()
+
+    assert second_call_bytes(call, torch.zeros(10_000)) == pytest.approx(40_000, rel=0.01)
