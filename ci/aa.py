@@ -1,14 +1,19 @@
 """Interleaved A/A of two_pass softmax: 20 cells time the same kernel under two names, through the harness.
 
-Prints each cell's difference and how many lie within +-1.5 %; ends with 1 where fewer than 19 do. ``ci/aa.py N`` takes
-vectors of N elements (a power such as 2**20, the default).
+Prints each cell's difference and how many lie within +-1.5 %; ends with 1 where fewer than 19 do.
+
+    ci/aa.py [N]                 vectors of N elements (a power such as 2**20, the default)
+    ci/aa.py [N] --image NAME    the same through the docker engine
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import shutil
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +24,8 @@ from harness.plan.cell import Cell
 from harness.plan.machine import this_machine
 from harness.plan.plan import Request, make_plan
 from harness.records.record import Record
-from harness.run.engine.local import LocalEngine
+from harness.run.engine.base import RunEngine
+from harness.run.engine.choice import EngineChoice, open_engine
 from harness.run.lanes import run_cell
 from harness.run.measure.canary import per_round
 
@@ -55,15 +61,16 @@ def aa(point, rng, device):
 
 
 def write_suite(root: Path, n: int) -> None:
-    """A project of one suite; the rest of ``suites`` is this checkout's."""
+    """A project of one suite and what that imports, copied: a container sees nothing else."""
     checkout = Path(__file__).resolve().parents[1]
     folder = root / "suites" / "ci" / "aa"
     folder.mkdir(parents=True)
     repeats = ", ".join(map(str, range(REPEATS)))
     (folder / "card.yaml").write_text(CARD.format(n=n, repeats=repeats, within=WITHIN))
     (folder / "suite.py").write_text(SUITE)
-    (root / "suites" / "softmax").symlink_to(checkout / "suites" / "softmax")
-    (root / "reference").symlink_to(checkout / "reference")
+    for part in ("suites/softmax/two_pass_softmax", "reference"):
+        shutil.copytree(checkout / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    root.chmod(0o755)  # containers run as nobody where this runs as root
 
 
 def difference(records: list[Record]) -> float:
@@ -75,22 +82,32 @@ def difference(records: list[Record]) -> float:
     return math.expm1(median(math.log(a[unit] / b[unit]) for unit in a))
 
 
-def measure(root: Path, cell: Cell, engine: LocalEngine) -> float:
+def measure(root: Path, cell: Cell, engine: RunEngine) -> float:
     """One A/A pair: fresh processes, interleaved rounds."""
     records: list[Record] = []
     run_cell(engine, root, cell, cell.arms, records.append, lambda text: None)
     return difference(records)
 
 
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ci/aa.py")
+    parser.add_argument("n", nargs="?", default="2**20", help="elements, such as 2**20")
+    parser.add_argument("--image", help="run in containers of this image")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: list[str]) -> int:
+    asked = parsed(arguments)
+    choice = EngineChoice("docker", image=asked.image) if asked.image else EngineChoice()
     try:
-        n = int(parse_number(arguments[0] if arguments else "2**20"))
+        n = int(parse_number(asked.n))
         with tempfile.TemporaryDirectory(prefix="litmus-aa-") as name:
             root = Path(name)
             write_suite(root, n)
             plan = make_plan(root, Request(("aa",), "small", ("cpu",)), this_machine())
             found = []
-            with LocalEngine(root, 1, {"scipy.special"}) as engine:
+            with closing(open_engine(choice, root, ["ci/aa"], jobs=1)) as engine:
+                engine.ready()
                 for cell in plan.cells:
                     found.append(measure(root, cell, engine))
                     print(f"pair {len(found):2d}: {found[-1]:+.2%}", flush=True)

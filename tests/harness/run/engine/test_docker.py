@@ -56,6 +56,7 @@ LOOKS = """
             "network": refused(lambda: socket.create_connection(("192.0.2.1", 80), timeout=2)),
             "devices": float(len(os.listdir("/sys/class/net"))),
             "cores": float(len(os.sched_getaffinity(0))),
+            "settings": float(os.environ["NPY_SETTING"] == "kept" and "OTHER_SETTING" not in os.environ),
         }
 """
 
@@ -69,12 +70,14 @@ def daemon():
     client.close()
 
 
-def containers(daemon) -> list:
-    return daemon.containers.list(all=True, filters={"label": "litmus.run"})
+def containers(daemon, root: Path) -> list:
+    """Those for this test's project, whatever their state; other runs may have theirs on the same daemon."""
+    found = daemon.containers.list(all=True, filters={"label": "litmus.run"}, ignore_removed=True)
+    return [item for item in found if item.attrs["Config"]["WorkingDir"] == str(root)]
 
 
-def running(daemon) -> list:
-    return daemon.containers.list(filters={"label": "litmus.run"})
+def running(daemon, root: Path) -> list:
+    return [item for item in containers(daemon, root) if item.status == "running"]
 
 
 def records_of(engine, root, cells) -> list:
@@ -84,8 +87,10 @@ def records_of(engine, root, cells) -> list:
     return found
 
 
-def test_what_a_cell_cannot_do_and_what_its_record_says(docker_engine, write_suite, cells):
-    names = ["unprivileged", "project", "root", "network", "devices", "cores"]
+def test_what_a_cell_cannot_do_and_what_its_record_says(docker_engine, write_suite, cells, monkeypatch):
+    monkeypatch.setenv("NPY_SETTING", "kept")
+    monkeypatch.setenv("OTHER_SETTING", "not kept")
+    names = ["unprivileged", "project", "root", "network", "devices", "cores", "settings"]
     root = write_suite(LOOKS, arms=["a"], memory_gib=1, metrics={name: {"better": "none"} for name in names},
                        claims=[{"id": "c", "statement": "s", "experiment": "t", "supported_if": "> 0",
                                 "refuted_if": "< 0", "estimate": {"mean": "network", "of": "a"}}])
@@ -93,7 +98,7 @@ def test_what_a_cell_cannot_do_and_what_its_record_says(docker_engine, write_sui
         (record,) = records_of(engine, root, cells)
         about = engine.about()
     assert (record.status, record.reason) == ("ok", None)
-    assert record.metrics == {"unprivileged": 1, "project": 1, "root": 1, "network": 1, "devices": 1, "cores": 1}
+    assert record.metrics == dict.fromkeys(names, 1.0)
     assert record.worker == {"image_id": about["image_id"], "cores": record.worker["cores"], "gpu": False,
                              "memory_bytes": 4 * 2**30}
     assert about["image_id"].startswith("sha256:") and about["network"] == "none"
@@ -122,7 +127,7 @@ def test_a_killed_container_costs_the_arm_it_was_in(docker_engine, write_suite, 
     def emit(record):
         found.append(record)
         if record.arm == "before":
-            _kill_soon(daemon)
+            _kill_soon(daemon, root)
 
     with docker_engine(root) as engine:
         (cell,) = cells(root)
@@ -131,10 +136,10 @@ def test_a_killed_container_costs_the_arm_it_was_in(docker_engine, write_suite, 
         ("before", "ok", None), ("bad", "crashed", "its container was killed"), ("after", "ok", None)]
 
 
-def _kill_soon(daemon) -> None:
+def _kill_soon(daemon, root: Path) -> None:
     def kill() -> None:
         time.sleep(0.5)
-        for item in containers(daemon):
+        for item in running(daemon, root):
             item.kill()
 
     threading.Thread(target=kill).start()
@@ -144,7 +149,7 @@ def test_a_container_that_was_killed_between_two_cells_is_made_anew(docker_engin
     root = write_suite(QUICK, arms=["a"])
     with docker_engine(root) as engine:
         (first,) = records_of(engine, root, cells)
-        for item in containers(daemon):
+        for item in containers(daemon, root):
             item.kill()
         (second,) = records_of(engine, root, cells)
     assert (first.status, second.status) == ("ok", "ok")
@@ -157,18 +162,18 @@ def test_a_container_that_falls_silent_is_a_timeout(docker_engine, write_suite, 
     with docker_engine(root) as engine:
         engine.ready()
         monkeypatch.setattr(container, "GRACE_S", -(60 + 1 + 900 + 1) + 3)  # beyond it there is a job's own limits' sum
-        threading.Timer(0.5, lambda: [item.pause() for item in containers(daemon)]).start()
+        threading.Timer(0.5, lambda: [item.pause() for item in containers(daemon, root)]).start()
         (record,) = records_of(engine, root, cells)
     assert record.status == "timeout"
-    assert containers(daemon) == []
+    assert containers(daemon, root) == []
 
 
 def test_nothing_is_left_of_an_engine(docker_engine, write_suite, cells, daemon):
     root = write_suite(QUICK, arms=["a"])
     with docker_engine(root) as engine:
         records_of(engine, root, cells)
-        assert containers(daemon)
-    assert containers(daemon) == []
+        assert containers(daemon, root)
+    assert containers(daemon, root) == []
 
 
 def test_what_a_killed_client_left_running_ends(docker_engine, write_suite, daemon):
@@ -180,12 +185,12 @@ def test_what_a_killed_client_left_running_ends(docker_engine, write_suite, daem
     command = [sys.executable, "-m", "harness", "run", "--engine", "docker", "--image", image, "--out", "out"]
     client = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until(lambda: any(len(item.top()["Processes"]) > 3 for item in running(daemon)))
+        _until(lambda: any(len(item.top()["Processes"]) > 3 for item in running(daemon, root)))
     finally:
         client.send_signal(signal.SIGKILL)
         client.wait()
-    _until(lambda: not running(daemon))
-    for item in containers(daemon):
+    _until(lambda: not running(daemon, root))
+    for item in containers(daemon, root):
         item.remove(force=True)
 
 
@@ -234,7 +239,7 @@ def test_an_image_that_cannot_run_jobs_is_refused(docker_engine, daemon, tmp_pat
     finally:
         daemon.images.remove("litmus-test-empty:latest", force=True)
     assert refusal.value.problem == "the image cannot be run" and "python3" in refusal.value.value
-    assert containers(daemon) == []
+    assert containers(daemon, tmp_path) == []
 
 
 def test_a_folder_that_nobody_may_read_is_refused(docker_engine, write_suite, cells):
