@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from reference.methods.softmax import dynamic_logits_fusion as fusion
 from reference.methods.softmax.dynamic_logits_fusion_numba import alphas as alphas_by_numba
 from reference.testbeds import char_lm, text, training
-from reference.testbeds.decoding import generate, padded, reader
+from reference.testbeds.decoding import complete, generate, padded, reader
 from reference.testbeds.seeding import generator
 from reference.testbeds.tasks import Examples, OnAnswers, dosed, examples, mixture, rows, task_batches
 
@@ -22,6 +24,12 @@ BATCH = 32
 DOSE = 0.4
 POOL = 4096  # training examples of a task
 BASE_LR, EXPERT_LR = 0.004, 0.004
+# Steps of fine-tuning at a share of 1, as many for small as for large: experts know their task, and not perfectly.
+STEPS = {"ADD2": 700, "DATE": 140, "REV4": 200}
+ALL_STEPS = 300
+UNSEEN = "SUB2"
+FIXED = {"static_05": 0.5, "static_10": 1.0, "static_15": 1.5}
+PER_TASK = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 # Weights of the experts [experts, batch] at one step, from the large model's log-probabilities [batch, V], the experts'
 # shifts [experts, batch, V] and how far tuning moved each small model [experts, batch], in nats.
@@ -38,7 +46,7 @@ def base(shape: str, steps: int, tasks: Sequence[str]) -> char_lm.CharLM:
     """A model trained on DOC with a dose of the tasks' lines."""
     model = model_of(shape)
     batches = training.text_batches(dosed(text.corpus("DOC"), tasks, DOSE, 0), BATCH, CONTEXT, 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_LR)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_LR, fused=True)
     training.train(model, batches, optimizer, training.warmup_cosine(steps), steps, clip=1.0)
     return model.eval()
 
@@ -51,9 +59,25 @@ def tuned(model: char_lm.CharLM, tasks: Sequence[str], steps: int, lr: float, se
                        for part, count in (("train", POOL), ("validation", 96)))
     width = max(len(line) for side in (drawn, held_out) for line in side.lines())
     batches = task_batches(drawn, BATCH, seed, width, held_out)
-    optimizer = torch.optim.AdamW(copy.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(copy.parameters(), lr=lr, fused=True)
     training.train(OnAnswers(copy), batches, optimizer, training.warmup_cosine(steps), steps, clip=1.0)
     return copy.eval()
+
+
+def bases(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The two base models of the shapes ``large`` and ``small``, and the digest of their text."""
+    made = {size: base(config[size], config["pretrain"], [*STEPS, UNSEEN]) for size in ("large", "small")}
+    return {**made, "digest": text.corpus("DOC").digest}
+
+
+def specialists(model: char_lm.CharLM, share: float, lr: float, seed: int) -> dict[str, char_lm.CharLM]:
+    """A copy for each task, fine-tuned on it alone; `share` of `STEPS`."""
+    return {task: tuned(model, [task], max(2, round(steps * share)), lr, seed) for task, steps in STEPS.items()}
+
+
+def generalist(model: char_lm.CharLM, share: float, lr: float, seed: int) -> dict[str, char_lm.CharLM]:
+    """The same copy for each task, fine-tuned on all at once."""
+    return dict.fromkeys(STEPS, tuned(model, list(STEPS), max(2, round(ALL_STEPS * share)), lr, seed))
 
 
 def merged(small: nn.Module, experts: Sequence[nn.Module], scale: float) -> char_lm.CharLM:
@@ -90,6 +114,18 @@ def routed(expert: int) -> Weigh:
         return fusion.Alphas(torch.where(chosen, found.values, 0.0), found.capped & chosen)
 
     return weigh
+
+
+def rule_of(arm: str, experts: int, known: int, alpha: float | None) -> Weigh:
+    """How several experts are weighed.
+
+    ``static`` has one `alpha` for all, ``joint`` is the paper's objective, ``largest`` takes the expert that moved
+    farthest, and ``oracle`` the `known` one.
+    """
+    if arm == "static":
+        assert alpha is not None
+        return static(*[alpha] * experts)
+    return routed(known) if arm == "oracle" else {"joint": fusion.sparse_grid, "largest": fusion.largest_shift}[arm]
 
 
 @dataclass
@@ -141,46 +177,120 @@ class Fusion:
         return -float(self.combine(logits).gather(-1, tokens[:, 1:][counted][:, None]).mean())
 
 
-def alone(model: char_lm.CharLM) -> Fusion:
+@dataclass(frozen=True)
+class Alone:
     """One model without any expert's influence."""
-    return Fusion(model, model, (model,), static(0.0))
 
+    model: char_lm.CharLM
 
-def shuffled(joined: Fusion, prompts: Sequence[str], seed: int) -> list[str]:
-    """Answers with the weights that `joined` used, each row's in a random order of its steps: the control."""
-    recorder = Recorder(joined.weigh)
-    answers = Fusion(joined.large, joined.small, joined.experts, recorder).answers(prompts)
-    used, random, step = torch.stack(recorder.values), generator("shuffled", seed), 0
-    counts = [min(len(answer), len(used)) for answer in answers]
-    orders = [torch.randperm(count, generator=random) for count in counts]
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers, the end included where it was reached."""
+        return complete(self.model, prompts, MAX_NEW)
 
-    def weigh(log_large: Tensor, shifts: Tensor, targets: Tensor) -> fusion.Alphas:
-        nonlocal step
-        values = torch.stack([used[order[step % len(order)], :, row] for row, order in enumerate(orders)], dim=-1)
-        step += 1
-        return fusion.Alphas(values, torch.zeros_like(values, dtype=torch.bool))
-
-    return Fusion(joined.large, joined.small, joined.experts, weigh).answers(prompts)
+    @torch.no_grad()
+    def loss(self, asked: Examples) -> float:
+        """Nats per character of the right answers."""
+        return float(OnAnswers(self.model).loss(*rows(asked, WIDTH)))
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """One fine-tuning seed: small experts and large models tuned alike, by task."""
+class Shuffled:
+    """The control: answers with the weights that `joined` used, each row's in a random order of its steps."""
 
-    experts: Mapping[str, char_lm.CharLM]
-    large_tuned: Mapping[str, char_lm.CharLM]
+    joined: Fusion
+    seed: int
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers; the weights are found by answering once in their own order."""
+        recorder = Recorder(self.joined.weigh)
+        answers = replace(self.joined, weigh=recorder).answers(prompts)
+        used, random, step = torch.stack(recorder.values), generator("shuffled", self.seed), 0
+        counts = [min(len(answer), len(used)) for answer in answers]
+        orders = [torch.randperm(count, generator=random) for count in counts]
+
+        def weigh(log_large: Tensor, shifts: Tensor, targets: Tensor) -> fusion.Alphas:
+            nonlocal step
+            values = torch.stack([used[order[step % len(order)], :, row] for row, order in enumerate(orders)], dim=-1)
+            step += 1
+            return fusion.Alphas(values, torch.zeros_like(values, dtype=torch.bool))
+
+        return replace(self.joined, weigh=weigh).answers(prompts)
 
 
-def best_static(
-    large: char_lm.CharLM, small: char_lm.CharLM, expert: char_lm.CharLM, asked: Examples, grid: Sequence[float]
-) -> float:
+class Answers(Protocol):
+    """What answers prompts."""
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """One answer for each."""
+
+
+def best_static(joined: Fusion, asked: Examples, grid: Sequence[float]) -> float:
     """The fixed alpha with the most exact matches on validation examples; the least of equals."""
-    def score(alpha: float) -> float:
-        return asked.exact_match(Fusion(large, small, (expert,), static(alpha)).answers(asked.prompts))
-
-    return max(grid, key=score)
+    return max(grid, key=lambda alpha: asked.exact_match(replace(joined, weigh=static(alpha)).answers(asked.prompts)))
 
 
-def asked_of(tasks: Sequence[str], count: int, part: str) -> dict[str, Examples]:
-    """Evaluation examples by task, the same for every seed."""
-    return {task: examples(task, count, 7, part) for task in tasks}
+def weighed(joined: Fusion, arm: str, alpha: float | None, validation: Examples) -> Fusion:
+    """The rule of an arm with one expert, recorded: one fixed weight, or the root at every step.
+
+    ``static_05``, ``static_10`` and ``static_15`` name theirs, ``static_tuned`` has `alpha`, and ``static_per_task``
+    takes the best on `validation`.
+    """
+    if arm == "static_per_task":
+        alpha = best_static(joined, validation, PER_TASK)
+    alpha = FIXED.get(arm, alpha)
+    return replace(joined, weigh=Recorder(dynamic if alpha is None else static(alpha)))
+
+
+def asked_of(task: str, count: int, part: str) -> Examples:
+    """Evaluation examples, the same for every seed."""
+    return examples(task, count, 7, part)
+
+
+def scores(joined: Answers, task: str, count: int) -> tuple[float, float]:
+    """Exact match on `count` test and as many validation examples, answered together."""
+    test, validation = (asked_of(task, count, part) for part in ("test", "validation"))
+    answers = joined.answers([*test.prompts, *validation.prompts])
+    return test.exact_match(answers[:count]), validation.exact_match(answers[count:])
+
+
+def exact(models: Mapping[str, char_lm.CharLM], count: int) -> float:
+    """Mean over the tasks of what each one's model answers alone, on test examples."""
+    asked = {task: asked_of(task, count, "test") for task in models}
+    return sum(asked[task].exact_match(Alone(model).answers(asked[task].prompts))
+               for task, model in models.items()) / len(models)
+
+
+def large_ft(large: char_lm.CharLM, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The large model fine-tuned as ``config`` says, ``at_once`` or by task; what it answers alone before and after.
+
+    ``models`` are by task, ``ends`` the two shares of right answers.
+    """
+    tune = generalist if config["at_once"] else specialists
+    made = tune(large, config["share"], config["lr"], config["seed"])
+    return {"models": made, "ends": [exact(side, config["asked"]) for side in (dict.fromkeys(made, large), made)]}
+
+
+def closure(fused: float, large: float, large_tuned: float) -> float:
+    """Share of the gap that fusion closes; not a number where the tuned large model is not above the large one."""
+    gap = large_tuned - large
+    return (fused - large) / gap if gap > 0 else math.nan
+
+
+def summary(found: Mapping[str, tuple[float, float]], ends: Sequence[float] | None) -> dict[str, float]:
+    """Means over tasks of their `scores`; `ends` are what the large model answers alone before and after tuning."""
+    test, validation = (sum(side) / len(found) for side in zip(*found.values(), strict=True))
+    return {"exact": test, "validation_exact": validation, "closure": closure(test, *ends) if ends else math.nan}
+
+
+def used(recorders: Sequence[Recorder]) -> dict[str, float]:
+    """Mean of the weights over steps and prompts, and the share of steps whose shift is out of reach."""
+    values = [part.flatten() for recorder in recorders for part in recorder.values] or [torch.zeros(1)]
+    capped = [part.flatten() for recorder in recorders for part in recorder.capped] or [torch.zeros(1)]
+    return {"alpha": float(torch.cat(values).mean()), "capped": float(torch.cat(capped).float().mean())}
+
+
+def taken(joined: Answers, expert: int) -> list[float]:
+    """At each recorded step, how often the largest weight was `expert`'s."""
+    if not isinstance(joined, Fusion) or not isinstance(joined.weigh, Recorder):
+        return []
+    return [float((values.argmax(0) == expert).float().mean()) for values in joined.weigh.values]

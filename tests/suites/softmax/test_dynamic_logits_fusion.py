@@ -1,7 +1,5 @@
 """The suite's own functions at toy sizes, and broken equations that its oracles must notice."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from harness.run import check
 from reference.methods.softmax import dynamic_logits_fusion as fusion
 from suites.softmax.dynamic_logits_fusion import speed
-from suites.softmax.dynamic_logits_fusion.suite import closure, suite
+from suites.softmax.dynamic_logits_fusion.suite import suite
 
 CLAIMS = ["gap_closure_single", "dynamic_beats_static", "multi_and_unseen", "overhead"]
 
@@ -48,11 +46,6 @@ def test_a_fusion_that_does_not_normalise_is_noticed(monkeypatch):
     broken("kl_grows_with_alpha")
 
 
-def test_closure():
-    assert closure(0.5, {"large": 0.25, "large_ft": 0.75}, "large_ft") == 0.5
-    assert math.isnan(closure(0.5, {"large": 0.25, "large_ft": 0.25}, "large_ft"))
-
-
 @pytest.mark.parametrize("problem", [speed.decode_problem(200), speed.search_problem(2, 600)], ids=["decode", "search"])
 def test_arms_are_right(problem):
     drawn = check.InputSet(problem, np.random.default_rng(0))
@@ -71,10 +64,11 @@ def test_a_search_that_always_says_one_is_wrong(monkeypatch):
 def test_trials_return_the_metrics_of_the_card(kept, monkeypatch):
     monkeypatch.setattr(suite, "artefacts", kept)
     point = {"large": "1x16", "small": "1x16", "pretrain": 2, "tuning": 0.005, "asked": 4}
-    for name, tuned in (("single", {"alpha": 1.0}), ("multi", {"alpha": 0.5, "scale": 0.5})):
+    for name, tuned in (("single", {"static_tuned": {"alpha": 1.0}}),
+                        ("multi", {"static": {"alpha": 0.5}, "task_arithmetic": {"scale": 0.5}})):
         experiment = suite.card.experiments[name]
         for arm in experiment.arms:
-            given = tuned if arm in experiment.tune.grid else {}
+            given = {"lr": 0.004, **tuned.get(arm, {})}
             found = suite.trials[name](arm=arm, point=point, seed=0, device="cpu", tuned=given)
             assert set(found) == set(experiment.metrics), arm
             assert 0 <= found["exact"] <= 1

@@ -105,7 +105,7 @@ def test_without_weights_the_large_model_answers(trio):
     large, small, expert = trio
     alone = complete(large, PROMPTS, models.MAX_NEW)
     assert models.Fusion(large, small, (expert,), models.static(0.0)).answers(PROMPTS) == alone
-    assert models.alone(large).answers(PROMPTS) == alone
+    assert models.Alone(large).answers(PROMPTS) == alone
 
 
 def test_an_expert_of_the_large_model_itself_answers_alone(trio):
@@ -137,8 +137,8 @@ def test_the_control_uses_the_same_weights_in_another_order(trio):
     large, small, expert = trio
     for rule in (models.dynamic, models.static(0.7)):
         joined = models.Fusion(large, small, (expert,), rule)
-        again = models.shuffled(joined, PROMPTS, 0)
-        assert again == models.shuffled(joined, PROMPTS, 0)
+        again = models.Shuffled(joined, 0).answers(PROMPTS)
+        assert again == models.Shuffled(joined, 0).answers(PROMPTS)
     assert again == joined.answers(PROMPTS)  # equal weights have one order
 
 
@@ -154,7 +154,7 @@ def test_merging(trio):
 def test_loss_of_right_answers_is_the_models_own(trio):
     large, small, expert = trio
     asked = tasks.examples("SUB2", 5, 0, "test")
-    own = tasks.OnAnswers(large).loss(*tasks.rows(asked, models.WIDTH)).item()
+    own = models.Alone(large).loss(asked)
     assert models.Fusion(large, small, (expert,), models.static(0.0)).loss(asked) == pytest.approx(own, rel=1e-4)
 
 
@@ -164,10 +164,42 @@ def test_tuning_leaves_the_base_alone_and_teaches_the_copy(trio):
     asked = tasks.examples("DATE", 32, 0, "validation")
     tuned = models.tuned(large, ["DATE"], 20, 0.004, 0)
     assert torch.equal(large.state_dict()["head.weight"], before)
-    assert models.alone(tuned).loss(asked) < models.alone(large).loss(asked)
+    assert models.Alone(tuned).loss(asked) < models.Alone(large).loss(asked)
 
 
 def test_best_fixed_weight_is_found_on_the_given_examples(trio):
     large, small, expert = trio
     asked = tasks.examples("REV", 4, 0, "validation")
-    assert models.best_static(large, small, expert, asked, (0.5, 1.0)) in (0.5, 1.0)
+    joined = models.Fusion(large, small, (expert,), models.dynamic)
+    assert models.best_static(joined, asked, (0.5, 1.0)) in (0.5, 1.0)
+    for arm, alpha in (("static_15", 1.5), ("static_tuned", 0.6)):
+        found = models.weighed(joined, arm, 0.6, asked)
+        found.answers(asked.prompts)
+        assert models.used([found.weigh])["alpha"] == pytest.approx(alpha)
+
+
+def test_both_sides_are_scored_in_one_batch(trio):
+    large, small, expert = trio
+    joined = models.Fusion(large, small, (expert,), models.static(1.0))
+    sides = [models.asked_of("DATE", 5, part) for part in ("test", "validation")]
+    expected = tuple(side.exact_match(joined.answers(side.prompts)) for side in sides)
+    assert models.scores(joined, "DATE", 5) == expected
+
+
+def test_closure():
+    assert models.closure(0.5, 0.25, 0.75) == 0.5
+    assert np.isnan(models.closure(0.5, 0.25, 0.25))
+
+
+def test_the_joint_objective_sees_one_number():
+    """With one expert it is the grid of the single task; with several, every expert reaches the mean target alike."""
+    large, small, expert = drawn(5, spread=0.3)
+    shift, target = (expert - small)[None], fusion.kl(expert, small)[None]
+    assert torch.equal(fusion.sparse_grid(large, shift, target).values[0],
+                       fusion.alpha_by_grid(large, shift[0], target[0]).values)
+    other = drawn(6, spread=0.3)
+    targets = torch.cat([target, target / 2])
+    for each in torch.cat([shift, (other[2] - other[1])[None]]):
+        alpha = fusion.alpha_by_bisection(large, each, targets.mean(0))
+        left = (fusion.fused_kl(large, each, alpha.values) - targets.mean(0)).abs()
+        assert (left[~alpha.capped] < 1e-9).all()
