@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from reference.methods.softmax.topk_sparse_gating_theory import (
     gates,
     hellinger,
     log_likelihood,
-    never_selected,
     places,
     sample,
     split_middle,
@@ -27,13 +25,11 @@ from reference.methods.softmax.topk_sparse_gating_theory import (
 )
 from reference.methods.softmax.topk_sparse_gating_theory_em import (
     Sums,
-    em,
     fit,
     near_truth,
     packed,
     random_starts,
     unpacked,
-    update_experts,
 )
 from suites.softmax.topk_sparse_gating_theory.speed import em_problem
 
@@ -98,15 +94,6 @@ def density_integrates_to_one() -> None:
 
 
 @suite.oracle
-def gates_do_not_change_with_a_translation() -> None:
-    """All b1 and all b0 moved together."""
-    x = places(2)
-    for mixture in (_mixture(5, 3, 2, 0), truth(2)):
-        moved = mixture.moved(np.array([0.7, -1.3]), 2.5)
-        assert np.abs(gates(mixture, x) - gates(moved, x)).max() < 1e-12
-
-
-@suite.oracle
 def selection_ignores_the_bias() -> None:
     """An expert with a huge bias gets all the weight where it is selected, and none where it is not."""
     mixture = replace(truth(), b0=np.array([50.0, 0.0, 0.0]))  # selected for x < 0 alone
@@ -161,24 +148,6 @@ def scores_are_the_gradient() -> None:
 
 
 @suite.oracle
-def em_never_falls_and_its_least_squares_are_exact() -> None:
-    """The likelihood along EM from bad starts, and the M-step of an expert against weighted least squares."""
-    true = truth()
-    x, y = sample(true, 300, np.random.default_rng(3))
-    for start in random_starts(x, y, 4, 3, 3, np.random.default_rng(4)):
-        _, path = em(packed(start), x, y, 3, 10)
-        assert path[-1] > path[0] and all(b >= a for a, b in pairwise(path)), path
-    theta = packed(true)
-    after = gates(true, x) * expert_densities(true, x, y[:, None])[:, 0]
-    weight = np.sqrt((after / after.sum(axis=1, keepdims=True))[:, 1])
-    z = np.column_stack([np.ones(len(x)), x])
-    line, square, _, _ = np.linalg.lstsq(weight[:, None] * z, weight * y, rcond=None)
-    update_experts(theta, Sums.of(theta, x, y, 2)[1].moments)
-    assert np.allclose(theta[1, 2:4], line, atol=1e-6)
-    assert np.isclose(np.exp(theta[1, 4]), np.sqrt(square[0] / (weight**2).sum()), atol=1e-6)
-
-
-@suite.oracle
 def hellinger_agrees_with_monte_carlo() -> None:
     """h^2 = 1 - E_p sqrt(q / p) at one x, drawn from p; and the distance of a density to itself is 0."""
     true, other = truth(), replace(truth(), b=np.array([-1.9, 0.3, 2.0]), sigma=np.array([0.4, 0.4, 0.3]))
@@ -190,16 +159,6 @@ def hellinger_agrees_with_monte_carlo() -> None:
         p, q = (density(mixture, x[None], y[None])[0] for mixture in (true, other))
         squares.append(1 - np.sqrt(q / p).mean())
     assert abs(np.sqrt(squares).mean() - hellinger(true, other)) < 0.01
-
-
-@suite.oracle
-def fewer_selected_can_still_represent_the_truth() -> None:
-    """Four experts with two selected, and with K = 1 an expert that is never selected: the very same densities."""
-    true, x = truth(), places(1)
-    y = np.broadcast_to(np.arange(-5.0, 5.0, 0.05), (len(x), 200))
-    assert np.abs(density(split_middle(true), x, y) - density(true, x, y)).max() < 1e-12
-    single = replace(true, selected=1)
-    assert np.abs(density(never_selected(single), x, y) - density(single, x, y)).max() < 1e-12
 
 
 @suite.oracle

@@ -13,9 +13,11 @@ from reference.methods.softmax.topk_sparse_gating_theory import (
     cell_errors,
     cells,
     density,
+    expert_densities,
     gates,
     hellinger,
     log_likelihood,
+    never_selected,
     pinned,
     places,
     sample,
@@ -38,6 +40,7 @@ from reference.methods.softmax.topk_sparse_gating_theory_em import (
     random_starts,
     scoring,
     unpacked,
+    update_experts,
 )
 
 SEEDS = st.integers(0, 10_000)
@@ -180,6 +183,36 @@ def test_hellinger_of_two_gaussians_is_the_closed_form():
     affinity = np.sqrt(2 * 0.3 * 0.5 / variance) * np.exp(-(0.3**2) / (4 * variance))
     assert hellinger(one, two) == pytest.approx(np.sqrt(1 - affinity), rel=1e-6)
     assert hellinger(one, two) == pytest.approx(hellinger(two, one))
+
+
+def test_gates_do_not_change_with_a_translation():
+    """Of all b1 and all b0 together."""
+    x = places(2)
+    for model in (mixture(0, selected=3), truth(2)):
+        moved = model.moved(np.array([0.7, -1.3]), 2.5)
+        assert np.abs(gates(model, x) - gates(moved, x)).max() < 1e-12
+
+
+def test_the_experts_step_is_weighted_least_squares():
+    true = truth()
+    x, y = samples(300, 3)
+    theta = packed(true)
+    after = gates(true, x) * expert_densities(true, x, y[:, None])[:, 0]
+    weight = np.sqrt((after / after.sum(axis=1, keepdims=True))[:, 1])
+    z = np.column_stack([np.ones(len(x)), x])
+    line, square, _, _ = np.linalg.lstsq(weight[:, None] * z, weight * y, rcond=None)
+    update_experts(theta, Sums.of(theta, x, y, 2)[1].moments)
+    assert np.allclose(theta[1, 2:4], line, atol=1e-6)
+    assert np.isclose(np.exp(theta[1, 4]), np.sqrt(square[0] / (weight**2).sum()), atol=1e-6)
+
+
+def test_fewer_selected_can_still_represent_the_truth():
+    """Four experts with two selected, and with K = 1 an expert that is never selected: the very same densities."""
+    true, x = truth(), places(1)
+    y = np.broadcast_to(np.arange(-5.0, 5.0, 0.05), (len(x), 200))
+    assert np.abs(density(split_middle(true), x, y) - density(true, x, y)).max() < 1e-12
+    single = replace(true, selected=1)
+    assert np.abs(density(never_selected(single), x, y) - density(single, x, y)).max() < 1e-12
 
 
 def test_regions_of_the_truth():
