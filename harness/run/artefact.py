@@ -32,8 +32,9 @@ class Cache:
 
     An artefact depends on the code that builds it: where ``build`` is a module's plain function, on that module and
     what it imports here; otherwise (a lambda, a closure, an object) on the whole suite. ``prepare_ns`` counts all time
-    spent here, waiting for another worker's build included. Every call returns a new copy, built or read alike, so that no arm sees what another did to it. The cache holds pickles: it is only ever
-    written by this project's own workers on this machine.
+    spent here, waiting for another worker's build included. Every call returns a new copy, built or read alike, so that
+    no arm sees what another did to it. The cache holds pickles: it is only ever written by this project's own workers
+    on this machine.
     """
 
     def __init__(self, root: Path, code: str, note: Callable[[str], None]) -> None:

@@ -29,7 +29,7 @@ STEPS = {"ADD2": 700, "DATE": 140, "REV4": 200}
 ALL_STEPS = 300
 UNSEEN = "SUB2"
 FIXED = {"static_05": 0.5, "static_10": 1.0, "static_15": 1.5}
-PER_TASK = (0.5, 0.75, 1.0, 1.25, 1.5)
+PER_TASK = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 
 # Weights of the experts [experts, batch] at one step, from the large model's log-probabilities [batch, V], the experts'
 # shifts [experts, batch, V] and how far tuning moved each small model [experts, batch], in nats.
