@@ -4,11 +4,11 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 COPY wheels /wheels
 COPY requirements.txt /requirements.txt
-RUN python3 -m venv /opt/litmus \
- && /opt/litmus/bin/python -m pip install --no-cache-dir --no-index --find-links /wheels --requirement /requirements.txt
+RUN python3 -m venv /litmus-image/env \
+ && /litmus-image/env/bin/python -m pip install --no-cache-dir --no-index -f /wheels --requirement /requirements.txt
 
 FROM ${BASE}
-COPY --from=build /opt/litmus /opt/litmus
-ENV PATH=/opt/litmus/bin:/usr/local/bin:/usr/bin:/bin
+COPY --from=build /litmus-image/env /litmus-image/env
+ENV PATH=/litmus-image/env/bin:/usr/local/bin:/usr/bin:/bin
 USER 65534:65534
 CMD ["python", "-m", "harness.run.engine.inside"]
