@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.declare.card import parse_card
 from harness.declare.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ def blocks(language):
 def example(tmp_path, monkeypatch):
     """The worked example's suite, loaded from the document."""
     method, functions = blocks("python")
-    (card,) = blocks("yaml")
+    card, _ = blocks("yaml")
     files = {
         "suites/numerics/accurate_summation/card.yaml": card,
         "suites/numerics/accurate_summation/suite.py": functions,
@@ -43,6 +44,14 @@ def example(tmp_path, monkeypatch):
         if spec:
             spec.loader.exec_module(module)
     return sys.modules["documented_suite"].suite
+
+
+def test_the_documented_search_is_a_valid_experiment():
+    card, search = blocks("yaml")
+    whole = parse_card(card.replace("experiments:\n", f"experiments:\n{search}", 1), "card.yaml")
+    experiment = whole.experiments["pretrain"]
+    assert experiment.tune.point == {"steps": 500, "corpus": ["text", "code"]}
+    assert experiment.tuned_from == {"method_without_warmup": "pretrain:method"}
 
 
 def test_the_worked_example_keeps_its_cards_promises(example):

@@ -55,7 +55,7 @@ def test_torch_is_installed_first_and_everything_is_pinned(checkout):
     installs = [line for line in log if line.startswith("pip")]
     assert log[0] == "venv"
     assert installs[0].endswith("-c constraints.txt torch==2.13.0")
-    assert "-e .[dev,asv,dask]" in installs[1] and "-e .[peers]" in installs[2]
+    assert "-e .[dev,asv,dask,docker]" in installs[1] and "-e .[peers]" in installs[2]
     assert "triton==" in installs[3] and installs[4].endswith("nvidia-ml-py")
     assert all("-c constraints.txt" in line for line in installs)
     assert (checkout / ".venv/.stamp").read_text().strip()
