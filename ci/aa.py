@@ -4,6 +4,7 @@ Prints each cell's difference and how many lie within +-1.5 %; ends with 1 where
 
     ci/aa.py [N]                 vectors of N elements (a power such as 2**20, the default)
     ci/aa.py [N] --image NAME    the same through the docker engine
+    ci/aa.py [N] --scheduler ADDRESS    and through dask, such as the cluster of litmus cluster up --local 1
 """
 
 from __future__ import annotations
@@ -93,12 +94,20 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="ci/aa.py")
     parser.add_argument("n", nargs="?", default="2**20", help="elements, such as 2**20")
     parser.add_argument("--image", help="run in containers of this image")
+    parser.add_argument("--scheduler", help="run on the workers of this dask scheduler")
     return parser.parse_args(arguments)
+
+
+def engine_asked(asked: argparse.Namespace) -> EngineChoice:
+    """The engine that the words name; this machine without any."""
+    if asked.image:
+        return EngineChoice("docker", image=asked.image)
+    return EngineChoice("dask", scheduler=asked.scheduler) if asked.scheduler else EngineChoice()
 
 
 def main(arguments: list[str]) -> int:
     asked = parsed(arguments)
-    choice = EngineChoice("docker", image=asked.image) if asked.image else EngineChoice()
+    choice = engine_asked(asked)
     try:
         n = int(parse_number(asked.n))
         with tempfile.TemporaryDirectory(prefix="litmus-aa-") as name:
