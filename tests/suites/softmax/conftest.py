@@ -1,15 +1,6 @@
-"""What tests of several suites need: one thread, and artefacts that are built once."""
+"""What tests of several suites need: artefacts that are built once."""
 
 import pytest
-import torch
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Kept:

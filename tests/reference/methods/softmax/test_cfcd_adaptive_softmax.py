@@ -36,12 +36,7 @@ from reference.methods.softmax.cfcd_adaptive_softmax_retrieval import (
 TOY = Setting(4, data_seed=0, init_seed=0, classes=6, unseen=10, per_class=8, batch=16, dim=8, width=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(seed, n=17, classes=9, spread=1.5):

@@ -20,12 +20,7 @@ from reference.testbeds.training import train
 SEEDS = st.integers(0, 2**32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(shape, seed, scale=1.0):

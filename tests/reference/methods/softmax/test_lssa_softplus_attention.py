@@ -14,12 +14,7 @@ from reference.testbeds import char_lm, text
 SEEDS = st.integers(0, 2**32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def drawn(time, width=8, seed=0, scale=1.0, heads=2):

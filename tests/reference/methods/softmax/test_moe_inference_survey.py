@@ -21,12 +21,7 @@ from reference.testbeds.text import corpus
 CALLS = st.lists(st.integers(0, 5), min_size=1, max_size=14)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

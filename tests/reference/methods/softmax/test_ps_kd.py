@@ -23,13 +23,7 @@ from reference.methods.softmax.ps_kd_training import (
     teacher_answers,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TOY = Setting(epochs=3, data_seed=0, init_seed=0, classes=6, per_class=12, test_per_class=10, batch=16, width=8)
